@@ -1,0 +1,382 @@
+"""A typed builder of ONNX nodes.
+
+Nodes are collected in `Builder.nodes` and appended to a graph once (appending in a loop is where compile time goes).
+Every value gets a name and, where it can be told without inference, a dtype and a shape. The same code builds a
+function body, where neither is known, and a piece of the main graph, where shapes become constants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+Dim = int | ir.SymbolicDim
+Operand = ir.Value | float | int | None
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_TO_BOOL = frozenset("Equal Greater Less GreaterOrEqual LessOrEqual Not And Or Xor IsNaN IsInf".split())
+_TO_INT64 = frozenset("Shape Size NonZero ArgMax ArgMin".split())
+_ELEMENTWISE = frozenset(
+    """Abs Acos Add And Asin Atan Cast CastLike Ceil Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater
+    GreaterOrEqual HardSigmoid Identity IsNaN LeakyRelu Less LessOrEqual Log LogSoftmax Max Min Mod Mul Neg Not Or Pow
+    Reciprocal Relu Round ScatterElements ScatterND Sigmoid Sign Sin Sinh Softmax Softplus Sqrt Sub Sum Tan Tanh Where
+    Xor CumSum""".split()
+)
+_SHAPED_LIKE_FIRST = frozenset({"CastLike", "ScatterElements", "ScatterND", "Clip", "CumSum"})
+
+
+def is_float(value: ir.Value) -> bool:
+    """Whether a value can carry a gradient by its dtype; an unknown dtype may."""
+    return value.dtype is None or value.dtype in FLOATS
+
+
+def same_dim(a: Dim, b: Dim) -> bool:
+    """Equal numbers, or the same known symbol."""
+    if isinstance(a, int) or isinstance(b, int):
+        return isinstance(a, int) and isinstance(b, int) and a == b
+    return a.value is not None and a.value == b.value
+
+
+def same_shape(a: ir.Shape | None, b: ir.Shape | None) -> bool:
+    """Whether two shapes are known to be equal."""
+    return a is not None and b is not None and len(a) == len(b) and all(map(same_dim, a, b))
+
+
+def static_dims(shape: ir.Shape | None) -> tuple[int, ...] | None:
+    """The shape as integers, or None where a dimension is symbolic or unknown."""
+    if shape is None or not all(isinstance(dim, int) for dim in shape):
+        return None
+    return tuple(int(dim) for dim in shape)  # type: ignore[arg-type]
+
+
+def broadcast_shapes(shapes: Sequence[ir.Shape | None]) -> ir.Shape | None:
+    """NumPy's rule; a dimension that cannot be told is unknown."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes) or not known:
+        return None
+    rank = max(map(len, known))
+    padded = [[1] * (rank - len(shape)) + list(shape) for shape in known]
+    return ir.Shape([_broadcast_dim(dims) for dims in zip(*padded, strict=True)])
+
+
+def _broadcast_dim(dims: Sequence[Dim]) -> Dim | None:
+    wide = [dim for dim in dims if not (isinstance(dim, int) and dim == 1)]
+    if not wide:
+        return 1
+    for dim in wide:
+        if isinstance(dim, int):
+            return dim
+    return wide[0] if all(same_dim(wide[0], dim) for dim in wide) else None
+
+
+class Names:
+    """Hands out names that are not taken: ``w_grad``, then ``w_grad_2``, ``w_grad_3``."""
+
+    def __init__(self, taken: Iterable[str | None] = ()) -> None:
+        self._taken = {name for name in taken if name}
+        self._next: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Names:
+        """The names of every value and node of a model, those of inner graphs included."""
+        names = cls()
+        for graph in model.graphs():
+            names.take(value.name for value in (*graph.inputs, *graph.initializers.values()))
+            for node in graph:
+                names.take((node.name, *(value.name for value in node.outputs)))
+        return names
+
+    def take(self, names: Iterable[str | None]) -> None:
+        self._taken.update(name for name in names if name)
+
+    def fresh(self, base: str) -> str:
+        if base not in self._taken:
+            self._taken.add(base)
+            return base
+        number = self._next.get(base, 2)
+        while f"{base}_{number}" in self._taken:
+            number += 1
+        self._next[base] = number + 1
+        name = f"{base}_{number}"
+        self._taken.add(name)
+        return name
+
+
+class AttrRef:
+    """In a function body: the attribute `name` of the call."""
+
+    def __init__(self, name: str, kind: ir.AttributeType) -> None:
+        self.name, self.kind = name, kind
+
+
+class Builder:
+    """Makes nodes; ``b.Mul(x, 2.0)`` or, inside `arithmetic`, ``x * 2.0``.
+
+    Args:
+        names: where new names come from.
+        prefix: what new names begin with.
+        tag: metadata that each new node carries, read when the node is made.
+    """
+
+    def __init__(self, names: Names, prefix: str = "") -> None:
+        self.names, self.prefix = names, prefix
+        self.nodes: list[ir.Node] = []
+        self.tag: dict[str, str] = {}
+        self._constants: dict[tuple[Any, ...], ir.Value] = {}
+
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
+        if not op_type[:1].isupper():
+            raise AttributeError(op_type)
+        return lambda *inputs, **attributes: self.op(op_type, *inputs, **attributes)
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[Builder]:
+        """Within it, ``+ - * /`` and unary ``-`` on `ir.Value` build nodes here."""
+        before = ir.set_value_magic_handler(self)  # type: ignore[arg-type]
+        try:
+            yield self
+        finally:
+            ir.set_value_magic_handler(before)
+
+    def op(self, op_type: str, *inputs: Operand, **attributes: Any) -> ir.Value:
+        """One node with one output, see `node`."""
+        return self.node(op_type, *inputs, **attributes).outputs[0]
+
+    def node(
+        self,
+        op_type: str,
+        *inputs: Operand,
+        domain: str = "",
+        outputs: int = 1,
+        dtype: ir.DataType | None = None,
+        shape: ir.Shape | None = None,
+        name: str | None = None,
+        **attributes: Any,
+    ) -> ir.Node:
+        """Append a node. A Python number among the inputs becomes a constant of the other operands' dtype.
+
+        Args:
+            dtype: of the first output; without it, told from the operator and its operands.
+            shape: of the first output; without it, told for elementwise operators, products and reductions.
+            name: of the first output; the next free name is taken.
+        """
+        like = next((value for value in inputs if isinstance(value, ir.Value)), None)
+        values = [self._lift(value, like) for value in inputs]
+        base = name or f"{self.prefix}{op_type.lower()}"
+        node = ir.Node(
+            domain,
+            op_type,
+            values,
+            attributes=[_attribute(key, value) for key, value in attributes.items() if value is not None],
+            outputs=[
+                ir.Value(name=self.names.fresh(base if i == 0 else f"{base}_{i}")) for i in range(outputs)
+            ],
+            name=self.names.fresh(f"{base}_node"),
+            metadata_props=dict(self.tag),
+        )
+        _set_type(node.outputs[0], op_type, values, attributes, dtype, shape)
+        self.nodes.append(node)
+        return node
+
+    def _lift(self, value: Operand, like: ir.Value | None) -> ir.Value | None:
+        if value is None or isinstance(value, ir.Value):
+            return value
+        if like is None:
+            raise TypeError("an operator of numbers alone has no dtype")
+        return self.scalar_like(value, like)
+
+    # --- arithmetic on ir.Value, called by onnx_ir's operators -----------------------------------------------
+
+    def Add(self, a: Operand, b: Operand) -> ir.Value:
+        return self.op("Add", a, b)
+
+    def Sub(self, a: Operand, b: Operand) -> ir.Value:
+        return self.op("Sub", a, b)
+
+    def Mul(self, a: Operand, b: Operand) -> ir.Value:
+        return self.op("Mul", a, b)
+
+    def Div(self, a: Operand, b: Operand) -> ir.Value:
+        return self.op("Div", a, b)
+
+    def Neg(self, a: Operand) -> ir.Value:
+        return self.op("Neg", a)
+
+    def Cast(self, x: ir.Value, *, to: ir.DataType | None) -> ir.Value:
+        """`x` itself where it has that dtype."""
+        return x if to is None or x.dtype == to else self.op("Cast", x, to=int(to), dtype=to)
+
+    # --- constants -------------------------------------------------------------------------------------------
+
+    def constant(self, value: Any, dtype: ir.DataType | None = None) -> ir.Value:
+        """A Constant node holding `value`; equal constants are one."""
+        array = np.asarray(value)
+        kind = dtype or ir.DataType.from_numpy(array.dtype)
+        array = array.astype(kind.numpy())
+        key = (kind, array.shape, array.tobytes())
+        if key not in self._constants:
+            tag, self.tag = self.tag, {}
+            self._constants[key] = self.op(
+                "Constant", value=ir.Tensor(array, dtype=kind), dtype=kind, shape=ir.Shape(array.shape)
+            )
+            self.tag = tag
+        return self._constants[key]
+
+    def ints(self, values: Iterable[int]) -> ir.Value:
+        """A 1-D INT64 constant."""
+        return self.constant(np.asarray(list(values), dtype=np.int64))
+
+    def attribute_ints(self, values: Sequence[int] | AttrRef) -> ir.Value:
+        """An INTS attribute as a 1-D INT64 value, by reference inside a function body."""
+        if isinstance(values, AttrRef):
+            return self.op("Constant", value_ints=values, dtype=ir.DataType.INT64)
+        return self.ints(values)
+
+    def scalar_like(self, value: float | int, like: ir.Value) -> ir.Value:
+        """A rank-0 constant of `like`'s dtype, by CastLike where that is known only at run time."""
+        if like.dtype is not None:
+            return self.constant(value, like.dtype)
+        return self.op("CastLike", self.constant(value, ir.DataType.FLOAT), like)
+
+    # --- shapes ----------------------------------------------------------------------------------------------
+
+    def shape_of(self, x: ir.Value) -> ir.Value:
+        """The shape of `x` as INT64 [rank]: a constant where it is static."""
+        dims = static_dims(x.shape)
+        return self.ints(dims) if dims is not None else self.op("Shape", x)
+
+    def dim(self, x: ir.Value, axis: int) -> ir.Value:
+        """One dimension of `x` as INT64 [1]."""
+        if x.shape is not None and isinstance(x.shape[axis], int):
+            return self.ints([int(x.shape[axis])])  # type: ignore[arg-type]
+        end = axis + 1 if axis != -1 else None
+        return self.op("Shape", x, start=axis, end=end, shape=ir.Shape([1]))
+
+    def dims(self, *parts: int | ir.Value) -> ir.Value:
+        """A shape put together from numbers and INT64 [1] or [n] values."""
+        if all(isinstance(part, int) for part in parts):
+            return self.ints(parts)  # type: ignore[arg-type]
+        values = [self.ints([part]) if isinstance(part, int) else part for part in parts]
+        return values[0] if len(values) == 1 else self.op("Concat", *values, axis=0)
+
+    def zeros_like(self, x: ir.Value) -> ir.Value:
+        """Zeros of the run-time shape and the dtype of `x`."""
+        return self.zeros(self.shape_of(x), x.dtype or ir.DataType.FLOAT, x.shape)
+
+    def zeros(self, shape: ir.Value, dtype: ir.DataType, known: ir.Shape | None = None) -> ir.Value:
+        zero = ir.Tensor(np.zeros([1], dtype.numpy()), dtype=dtype)
+        return self.op("ConstantOfShape", shape, value=zero, dtype=dtype, shape=known)
+
+    def transpose(self, x: ir.Value, rank: int | None = None) -> ir.Value:
+        """Swap the last two axes of `x`."""
+        count = rank if rank is not None else len(x.shape or ())
+        return self.op("Transpose", x, perm=[*range(count - 2), count - 1, count - 2])
+
+    def sum_to(self, x: ir.Value, target: ir.Value) -> ir.Value:
+        """The adjoint of broadcasting `target` to the shape of `x`: `x` summed to the shape of `target`."""
+        if same_shape(x.shape, target.shape):
+            return x
+        axes = _reduced_axes(x.shape, target.shape)
+        if axes is None:
+            return self.op(
+                "SumToShape", x, self.shape_of(target), domain="gradcut", dtype=x.dtype, shape=target.shape
+            )
+        if not axes:
+            return x
+        leading = len(x.shape or ()) - len(target.shape or ())
+        if axes == list(range(leading)):
+            return self.op("ReduceSum", x, self.ints(axes), keepdims=0, shape=target.shape)
+        summed = self.op("ReduceSum", x, self.ints(axes), keepdims=1)
+        if not leading:
+            summed.shape = target.shape
+            return summed
+        return self.op("Squeeze", summed, self.ints(range(leading)), shape=target.shape)
+
+
+def _reduced_axes(shape: ir.Shape | None, target: ir.Shape | None) -> list[int] | None:
+    """The axes to sum over, or None where only run time can tell."""
+    if shape is None or target is None:
+        return None
+    leading = len(shape) - len(target)
+    axes = list(range(leading))
+    for axis, (wide, narrow) in enumerate(zip(list(shape)[leading:], target, strict=True), start=leading):
+        if same_dim(wide, narrow):
+            continue
+        if not (isinstance(narrow, int) and narrow == 1):
+            return None
+        axes.append(axis)
+    return axes
+
+
+def _attribute(name: str, value: Any) -> ir.Attr:
+    if isinstance(value, AttrRef):
+        return ir.RefAttr(name, value.name, value.kind)
+    if isinstance(value, ir.Attr):
+        return ir.Attr(name, value.type, value.value)
+    if isinstance(value, (list, tuple)) and not value:
+        return ir.AttrInt64s(name, [])
+    return ir.convenience.convert_attribute(name, value)
+
+
+def _set_type(
+    output: ir.Value,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict[str, Any],
+    dtype: ir.DataType | None,
+    shape: ir.Shape | None,
+) -> None:
+    kind = dtype if dtype is not None else _result_dtype(op_type, inputs)
+    if kind is not None:
+        output.dtype = kind
+    output.shape = shape if shape is not None else _result_shape(op_type, inputs, attributes)
+
+
+def _result_dtype(op_type: str, inputs: Sequence[ir.Value | None]) -> ir.DataType | None:
+    if op_type in _TO_BOOL:
+        return ir.DataType.BOOL
+    if op_type in _TO_INT64:
+        return ir.DataType.INT64
+    index = 1 if op_type in ("Where", "CastLike") else 0
+    source = inputs[index] if len(inputs) > index else None
+    return source.dtype if source is not None else None
+
+
+def _result_shape(
+    op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any]
+) -> ir.Shape | None:
+    shapes = [value.shape for value in inputs if value is not None]
+    if op_type in _SHAPED_LIKE_FIRST:
+        return shapes[0]
+    if op_type in _ELEMENTWISE:
+        return broadcast_shapes(shapes)
+    if op_type == "Transpose" and shapes[0] is not None and "perm" in attributes:
+        return ir.Shape([shapes[0][axis] for axis in attributes["perm"]])
+    if op_type == "MatMul":
+        return _matmul_shape(shapes)
+    if op_type.startswith("Reduce") and len(inputs) == 2:
+        return _reduced_shape(inputs, attributes)
+    return None
+
+
+def _matmul_shape(shapes: Sequence[ir.Shape | None]) -> ir.Shape | None:
+    a, b = shapes
+    if a is None or b is None or len(a) < 2 or len(b) < 2:
+        return None
+    batch = broadcast_shapes([ir.Shape(list(a)[:-2]), ir.Shape(list(b)[:-2])])
+    return ir.Shape([*(batch or ()), a[-2], b[-1]])
+
+
+def _reduced_shape(inputs: Sequence[ir.Value | None], attributes: dict[str, Any]) -> ir.Shape | None:
+    x, axes = inputs[0], inputs[1]
+    constant = ir.convenience.get_const_tensor(axes) if axes is not None else None
+    if x is None or x.shape is None or constant is None:
+        return None
+    chosen = {int(axis) % len(x.shape) for axis in constant.numpy()}
+    if attributes.get("keepdims", 1):
+        return ir.Shape([1 if axis in chosen else dim for axis, dim in enumerate(x.shape)])
+    return ir.Shape([dim for axis, dim in enumerate(x.shape) if axis not in chosen])

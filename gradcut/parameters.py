@@ -1,0 +1,169 @@
+"""What is a parameter, and why.
+
+1. Where any initializer says what it is (``InputSpec.kind`` of torch's exporter), exactly those of kind PARAMETER.
+2. Elsewhere a float initializer or Constant of rank >= 1 that reaches, possibly through operators that only move or
+   cast it, an operand that its rule declares a weight. An Add or Mul takes a constant of more than one element as a
+   weight, and an Add directly behind a MatMul by a parameter takes any.
+3. BatchNormalization's mean and variance are state.
+4. Everything else is constant.
+
+The decision is only about training: `vjp` differentiates by any float value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut.dialect import is_mark
+from gradcut.ops import FLOATS
+
+KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+_CARRIERS = frozenset({"Transpose", "Reshape", "Cast", "Identity", "Unsqueeze", "Squeeze", "Concat"})
+#: A mask of -inf is often written as a large finite number; nothing that trains starts there.
+_MASK_LIMIT = 1e4
+
+
+class Declarations(Protocol):
+    """What the rules declare: whether a constant at an operand is a weight."""
+
+    def weight(self, node: ir.Node, operand: int) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one constant tensor of the model is: ``parameter``, ``state`` or ``constant``, and by which rule."""
+
+    value: ir.Value
+    kind: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.value.name or ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        tensor = constant_tensor(self.value)
+        return () if tensor is None else tuple(tensor.shape.numpy())
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or of a Constant node."""
+    if value.const_value is not None:
+        return value.const_value
+    return ir.convenience.get_const_tensor(value)
+
+
+def decide(graph: ir.Graph, declarations: Declarations) -> dict[str, Decision]:
+    """Each initializer and Constant of the main graph, in order, with what it is."""
+    candidates = list(_candidates(graph))
+    said = {value.name: kind for value in candidates if (kind := _declared_kind(value))}
+    decisions: dict[str, Decision] = {}
+    finder = _Weights(declarations)
+    for value in candidates:
+        kind, reason = _by_file(value, said) if said else finder.kind(value)
+        decisions[value.name or ""] = Decision(value, kind, reason)
+    return decisions
+
+
+def parameters(graph: ir.Graph, declarations: Declarations) -> dict[str, ir.Value]:
+    """The parameters by name, in the order of the file."""
+    return {name: d.value for name, d in decide(graph, declarations).items() if d.kind == "parameter"}
+
+
+def _candidates(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.initializers.values()
+    for node in graph:
+        if node.op_type == "Constant" and node.domain == "":
+            yield node.outputs[0]
+
+
+def _declared_kind(value: ir.Value) -> str | None:
+    kind = value.metadata_props.get(KIND)
+    return None if kind is None else kind.rsplit(".", 1)[-1].upper()
+
+
+def _by_file(value: ir.Value, said: dict[str | None, str]) -> tuple[str, str]:
+    kind = said.get(value.name)
+    if kind == "PARAMETER" and _dtype(value) in FLOATS:
+        return "parameter", "the file says PARAMETER"
+    if any(_is_statistic(node, index) for node, index in value.uses()):
+        return "state", "mean or variance of a BatchNormalization"
+    return "constant", f"the file says {kind}" if kind else "the file names it no parameter"
+
+
+def _dtype(value: ir.Value) -> ir.DataType | None:
+    tensor = constant_tensor(value)
+    return value.dtype if tensor is None else tensor.dtype
+
+
+def _is_statistic(node: ir.Node, index: int) -> bool:
+    return node.op_type == "BatchNormalization" and node.domain == "" and index in (3, 4)
+
+
+class _Weights:
+    """Rule 2: follows a constant to the operands it reaches."""
+
+    def __init__(self, declarations: Declarations) -> None:
+        self.declarations = declarations
+
+    def kind(self, value: ir.Value) -> tuple[str, str]:
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype not in FLOATS:
+            return "constant", "not a float"
+        if len(tensor.shape) == 0:
+            return "constant", "a scalar"
+        uses = list(_uses(value))
+        if any(_is_statistic(node, index) for node, index in uses):
+            return "state", "mean or variance of a BatchNormalization"
+        weights = [(node, index) for node, index in uses if self._is_weight(node, index, tensor)]
+        if not weights:
+            return "constant", "no operand that it reaches is a weight"
+        if any(node.op_type in ("Add", "Mul") for node, _ in weights) and _is_mask(tensor):
+            return "constant", "a mask of very large or infinite numbers"
+        node, index = weights[0]
+        return "parameter", f"operand {index} of {node.op_type} ({node.name})"
+
+    def _is_weight(self, node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
+        if not self.declarations.weight(node, index):
+            return False
+        if node.op_type == "MatMul" and node.domain == "":
+            other = node.inputs[1 - index]
+            return other is None or constant_tensor(other) is None
+        if node.op_type in ("Add", "Mul") and node.domain == "":
+            return tensor.size > 1 or (node.op_type == "Add" and _behind_matmul(node, index))
+        return True
+
+
+def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Every operand that a value reaches, as it is or moved, cast or marked."""
+    stack, seen = [value], {value}
+    while stack:
+        for node, index in stack.pop().uses():
+            yield node, index
+            carries = (node.domain == "" and node.op_type in _CARRIERS) or is_mark(node)
+            if carries and (index == 0 or node.op_type == "Concat") and node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                stack.append(node.outputs[0])
+
+
+def _behind_matmul(node: ir.Node, index: int) -> bool:
+    other = node.inputs[1 - index]
+    producer = other.producer() if other is not None else None
+    if producer is None or producer.op_type != "MatMul":
+        return False
+    return any(operand is not None and constant_tensor(operand) is not None for operand in producer.inputs)
+
+
+def _is_mask(tensor: ir.TensorProtocol) -> bool:
+    values = tensor.numpy()
+    return not np.isfinite(values).all() or bool((np.abs(values.astype(np.float64)) >= _MASK_LIMIT).any())

@@ -1,0 +1,42 @@
+"""Derivative rules by topic; importing the package registers them all.
+
+To add a rule: in the module of its topic, write a generator under ``@rule("OpType", "operands with a derivative")``
+that yields ``(operand, cotangent)`` for each wanted operand, and add samples for it in ``tests/rules/samples.py``.
+"""
+
+from gradcut.rules import (
+    constant,
+    conv,
+    declared,
+    elementwise,
+    index,
+    loss,
+    matmul,
+    norm,
+    pool,
+    reduce,
+    shape,
+)
+from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.registry import REGISTRY, Registry, Rule, operand_label, register_rule
+
+__all__ = [
+    "REGISTRY",
+    "Adjoint",
+    "Cotangents",
+    "Registry",
+    "Rule",
+    "constant",
+    "conv",
+    "declared",
+    "elementwise",
+    "index",
+    "loss",
+    "matmul",
+    "norm",
+    "operand_label",
+    "pool",
+    "reduce",
+    "register_rule",
+    "shape",
+]

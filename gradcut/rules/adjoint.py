@@ -1,0 +1,112 @@
+"""What a rule is given: one node, the cotangents of its outputs, and which operands want one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import onnx_ir as ir
+
+from gradcut.errors import NoGradientError
+from gradcut.ops import Builder, Names, static_dims
+
+#: What a rule yields: the operand, by name or by index, and its cotangent.
+Cotangents = Iterator[tuple[str | int, ir.Value]]
+
+
+class Adjoint:
+    """The backward of one node.
+
+    Three states of an operand never mix: one that has no derivative is not declared and is never asked for; one that
+    is not wanted here answers False to `wants`; a wanted one must be yielded, or raise through `refuse`.
+
+    Attributes:
+        node: the forward node. b: builds the backward nodes; arithmetic on values works while a rule runs.
+        opset: of the model, for messages and for rules that changed.
+    """
+
+    def __init__(
+        self,
+        node: ir.Node,
+        b: Builder,
+        operands: Mapping[str, int],
+        outputs: Mapping[str, int],
+        cotangents: Mapping[int, ir.Value],
+        wanted: frozenset[int],
+        opset: int,
+    ) -> None:
+        self.node, self.b, self.opset = node, b, opset
+        self._operands, self._outputs = operands, outputs
+        self._cotangents, self.wanted = cotangents, wanted
+
+    def __getitem__(self, operand: str | int) -> ir.Value:
+        """An operand that is there."""
+        value = self.get(operand)
+        if value is None:
+            raise KeyError(f"{self.node.op_type} has no operand {operand} here")
+        return value
+
+    def get(self, operand: str | int) -> ir.Value | None:
+        """An operand, or None where it is left out."""
+        index = self.index(operand)
+        return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def index(self, operand: str | int) -> int:
+        return operand if isinstance(operand, int) else self._operands[operand]
+
+    def wants(self, *operands: str | int) -> bool:
+        """Whether one of these operands is there and wants a cotangent."""
+        return any(self.index(operand) in self.wanted for operand in operands)
+
+    def out(self, output: str | int = 0) -> ir.Value:
+        """An output of the forward node; one that the file leaves out is added to the node."""
+        index = output if isinstance(output, int) else self._outputs[output]
+        if index >= len(self.node.outputs):
+            self.node.resize_outputs(index + 1)
+        value = self.node.outputs[index]
+        if not value.name:
+            value.name = self.b.names.fresh(f"{self.node.outputs[0].name}_{output}")
+        return value
+
+    def cotangent(self, output: str | int = 0) -> ir.Value | None:
+        """The cotangent of an output; None is a zero that is never built."""
+        return self._cotangents.get(output if isinstance(output, int) else self._outputs[output])
+
+    @property
+    def dY(self) -> ir.Value:
+        """The cotangent of the first output, for an operator whose other outputs carry none."""
+        others = [index for index in self._cotangents if index != 0]
+        if others:
+            self.refuse(f"its output {others[0]} is differentiated, and only output 0 is covered")
+        return self._cotangents[0]
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute's value, lists as tuples."""
+        if name not in self.node.attributes:
+            return default
+        value = self.node.attributes[name].value
+        return tuple(value) if isinstance(value, list) else value
+
+    def rank(self, operand: str | int) -> int:
+        """The rank of an operand; refuses where it is unknown."""
+        shape = self[operand].shape
+        if shape is None:
+            self.refuse(f"the rank of {operand} ({self[operand].name}) is unknown; run shape inference first")
+        return len(shape)
+
+    def constant(self, operand: str | int) -> Any:
+        """An operand's value as an array, or None where it is known only at run time."""
+        value = self.get(operand)
+        tensor = None if value is None else ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+
+    def static(self, operand: str | int) -> tuple[int, ...] | None:
+        """An operand's shape in integers, or None."""
+        return static_dims(self[operand].shape)
+
+    def refuse(self, reason: str) -> NoReturn:
+        """This configuration is not covered."""
+        raise NoGradientError(self.node.name or "", self.node.op_type, self.opset, reason)
+
+
+__all__ = ["Adjoint", "Builder", "Cotangents", "Names"]

@@ -1,0 +1,261 @@
+"""Elementwise operators. C = f(A, B) with NumPy broadcasting, which the engine undoes.
+
+At the kinks the convention is torch's (SEMANTICS: Relu and Abs have slope 0 at 0, equal operands of Max and Min share
+the cotangent by halves, Clip passes it at its bounds).
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.registry import rule
+
+
+@rule("Identity", "input")
+def identity(op: Adjoint) -> Cotangents:
+    """output = input."""
+    yield "input", op.dY
+
+
+@rule("Cast CastLike", "input")
+def cast(op: Adjoint) -> Cotangents:
+    """Between float types: the cotangent in the operand's own type."""
+    yield "input", op.b.Cast(op.dY, to=op["input"].dtype)
+
+
+@rule("Add", "A B", weights="A B", broadcasts=True)
+def add(op: Adjoint) -> Cotangents:
+    """C = A + B."""
+    for operand in ("A", "B"):
+        if op.wants(operand):
+            yield operand, op.dY
+
+
+@rule("Sub", "A B", broadcasts=True)
+def sub(op: Adjoint) -> Cotangents:
+    """C = A - B."""
+    if op.wants("A"):
+        yield "A", op.dY
+    if op.wants("B"):
+        yield "B", -op.dY
+
+
+@rule("Mul", "A B", weights="A B", broadcasts=True)
+def mul(op: Adjoint) -> Cotangents:
+    """C = A B: dA = dC B, dB = dC A."""
+    if op.wants("A"):
+        yield "A", op.dY * op["B"]
+    if op.wants("B"):
+        yield "B", op.dY * op["A"]
+
+
+@rule("Div", "A B", broadcasts=True)
+def div(op: Adjoint) -> Cotangents:
+    """C = A / B: dA = dC / B, dB = -dC C / B."""
+    if op.wants("A"):
+        yield "A", op.dY / op["B"]
+    if op.wants("B"):
+        yield "B", -(op.dY * op.out() / op["B"])
+
+
+@rule("Pow", "X Y", broadcasts=True)
+def power(op: Adjoint) -> Cotangents:
+    """Z = X^Y: dX = dZ Y X^(Y-1), zero where Y is; dY = dZ Z log X, zero where Z is zero and Y is not negative."""
+    b, X, Y = op.b, op["X"], op["Y"]
+    exponent = b.Cast(Y, to=X.dtype)
+    if op.wants("X"):
+        value = op.constant("Y")
+        if value is not None and value.size == 1 and float(value.reshape(())) == 2.0:
+            yield "X", op.dY * (X * 2.0)
+        else:
+            slope = exponent * b.Pow(X, exponent - 1.0)
+            flat = b.Equal(exponent, 0.0)
+            yield "X", op.dY * b.Where(flat, b.scalar_like(0.0, slope), slope)
+    if op.wants("Y"):
+        zero = b.And(b.Equal(X, 0.0), b.GreaterOrEqual(exponent, 0.0))
+        slope = b.Where(zero, b.scalar_like(0.0, X), op.out() * b.Log(X))
+        yield "Y", b.Cast(op.dY * slope, to=Y.dtype)
+
+
+@rule("Neg", "X")
+def neg(op: Adjoint) -> Cotangents:
+    """Y = -X."""
+    yield "X", -op.dY
+
+
+@rule("Abs", "X")
+def absolute(op: Adjoint) -> Cotangents:
+    """Y = |X|; 0 at 0."""
+    yield "X", op.dY * op.b.Sign(op["X"])
+
+
+@rule("Relu", "X")
+def relu(op: Adjoint) -> Cotangents:
+    """Y = max(X, 0): the cotangent where Y is positive; it reads the output, so the input need not be kept."""
+    yield "X", _where_positive(op, op.out())
+
+
+def _where_positive(op: Adjoint, x: ir.Value) -> ir.Value:
+    return op.b.op("ReluGrad", op.dY, x, domain="gradcut", dtype=op.dY.dtype, shape=x.shape)
+
+
+@rule("LeakyRelu", "X")
+def leaky_relu(op: Adjoint) -> Cotangents:
+    """Slope 1 above 0, alpha elsewhere."""
+    alpha = op.attr("alpha", 0.01)
+    yield "X", op.b.Where(op.b.Greater(op["X"], 0.0), op.dY, op.dY * alpha)
+
+
+@rule("Sigmoid", "X")
+def sigmoid(op: Adjoint) -> Cotangents:
+    """dX = dY Y (1 - Y)."""
+    Y = op.out()
+    yield "X", op.dY * (Y * (1.0 - Y))
+
+
+@rule("Tanh", "input")
+def tanh(op: Adjoint) -> Cotangents:
+    """dX = dY (1 - Y^2)."""
+    Y = op.out()
+    yield "input", op.dY * (1.0 - Y * Y)
+
+
+@rule("Exp", "input")
+def exp(op: Adjoint) -> Cotangents:
+    """dX = dY Y."""
+    yield "input", op.dY * op.out()
+
+
+@rule("Log", "input")
+def log(op: Adjoint) -> Cotangents:
+    """dX = dY / X."""
+    yield "input", op.dY / op["input"]
+
+
+@rule("Sqrt", "X")
+def sqrt(op: Adjoint) -> Cotangents:
+    """dX = dY / (2 Y)."""
+    yield "X", op.dY / (op.out() * 2.0)
+
+
+@rule("Reciprocal", "X")
+def reciprocal(op: Adjoint) -> Cotangents:
+    """dX = -dY Y^2."""
+    Y = op.out()
+    yield "X", -(op.dY * (Y * Y))
+
+
+@rule("Erf", "input")
+def erf(op: Adjoint) -> Cotangents:
+    """dX = dY 2/sqrt(pi) exp(-X^2)."""
+    X = op["input"]
+    yield "input", op.dY * (op.b.Exp(-(X * X)) * (2.0 / math.sqrt(math.pi)))
+
+
+@rule("Sin", "input")
+def sin(op: Adjoint) -> Cotangents:
+    """dX = dY cos X."""
+    yield "input", op.dY * op.b.Cos(op["input"])
+
+
+@rule("Cos", "input")
+def cos(op: Adjoint) -> Cotangents:
+    """dX = -dY sin X."""
+    yield "input", -(op.dY * op.b.Sin(op["input"]))
+
+
+@rule("Softplus", "X")
+def softplus(op: Adjoint) -> Cotangents:
+    """Y = log(1 + exp X): dX = dY sigmoid(X)."""
+    yield "X", op.dY * op.b.Sigmoid(op["X"])
+
+
+@rule("HardSigmoid", "X")
+def hard_sigmoid(op: Adjoint) -> Cotangents:
+    """Y = max(0, min(1, alpha X + beta)): alpha strictly between the bounds, as torch."""
+    b, Y = op.b, op.out()
+    inside = b.And(b.Greater(Y, 0.0), b.Less(Y, 1.0))
+    yield "X", b.Where(inside, op.dY * op.attr("alpha", 0.2), b.scalar_like(0.0, op.dY))
+
+
+@rule("HardSwish", "X")
+def hard_swish(op: Adjoint) -> Cotangents:
+    """Y = X max(0, min(1, X/6 + 1/2)): (2 X + 3) / 6 between -3 and 3, 0 below, 1 above."""
+    b, X = op.b, op["X"]
+    slope = b.Where(b.GreaterOrEqual(X, 3.0), b.scalar_like(1.0, X), X * (1.0 / 3.0) + 0.5)
+    yield "X", b.Where(b.LessOrEqual(X, -3.0), b.scalar_like(0.0, X), op.dY * slope)
+
+
+@rule("Gelu", "X")
+def gelu(op: Adjoint) -> Cotangents:
+    """Y = X Phi(X), or its tanh form; Hendrycks and Gimpel 2016."""
+    form = "GeluTanhGrad" if op.attr("approximate", "none") == "tanh" else "GeluGrad"
+    yield "X", op.b.op(form, op.dY, op["X"], domain="gradcut", dtype=op.dY.dtype, shape=op["X"].shape)
+
+
+@rule("Where", "X Y", broadcasts=True)
+def where(op: Adjoint) -> Cotangents:
+    """The cotangent goes to the side that was chosen."""
+    b = op.b
+    zero = b.scalar_like(0.0, op.dY)
+    if op.wants("X"):
+        yield "X", b.Where(op["condition"], op.dY, zero)
+    if op.wants("Y"):
+        yield "Y", b.Where(op["condition"], zero, op.dY)
+
+
+@rule("Clip", "input min max", broadcasts=True)
+def clip(op: Adjoint) -> Cotangents:
+    """Y = min(max(X, min), max): the operand passes its cotangent between the bounds, them included."""
+    b, X = op.b, op["input"]
+    low, high = op.get("min"), op.get("max")
+    zero = b.scalar_like(0.0, op.dY)
+    above = None if high is None else b.Greater(X, high)
+    below = None if low is None else b.Less(X, low)
+    if op.wants("input"):
+        dX = op.dY
+        for outside in (below, above):
+            dX = dX if outside is None else b.Where(outside, zero, dX)
+        yield "input", dX
+    if op.wants("min"):
+        beaten = below if high is None else b.And(below, b.LessOrEqual(low, high))
+        yield "min", b.Where(beaten, op.dY, zero)
+    if op.wants("max"):
+        over = above if low is None else b.Or(above, b.Greater(low, high))
+        yield "max", b.Where(over, op.dY, zero)
+
+
+@rule("Sum", "data_0", broadcasts=True)
+def sum_of(op: Adjoint) -> Cotangents:
+    """sum = data_0 + data_1 + ..."""
+    for index in sorted(op.wanted):
+        yield index, op.dY
+
+
+@rule("Max Min", "data_0", broadcasts=True)
+def extremum(op: Adjoint) -> Cotangents:
+    """Folded from the left, as nested torch.maximum: two equal operands share the cotangent by halves."""
+    b, operands = op.b, [value for value in op.node.inputs if value is not None]
+    prefixes = [operands[0]]
+    for value in operands[1:]:
+        prefixes.append(b.op(op.node.op_type, prefixes[-1], value))
+    grad = op.dY
+    for index in range(len(operands) - 1, 0, -1):
+        left, right = prefixes[index - 1], operands[index]
+        if index in op.wanted:
+            yield index, grad * _share(op, right, left)
+        if any(position < index for position in op.wanted):
+            grad = grad * _share(op, left, right)
+    if 0 in op.wanted:
+        yield 0, grad
+
+
+def _share(op: Adjoint, mine: ir.Value, other: ir.Value) -> ir.Value:
+    """1 where `mine` wins, 1/2 where both are equal, 0 elsewhere."""
+    b = op.b
+    wins = b.Greater(mine, other) if op.node.op_type == "Max" else b.Less(mine, other)
+    half = b.Where(b.Equal(mine, other), b.scalar_like(0.5, mine), b.scalar_like(0.0, mine))
+    return b.Where(wins, b.scalar_like(1.0, mine), half)

@@ -1,0 +1,109 @@
+"""Gathering and scattering."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.registry import rule
+
+
+@rule("Gather", "data", weights="data")
+def gather(op: Adjoint) -> Cotangents:
+    """Rows of the cotangent added up at their indices."""
+    data = op["data"]
+    axis = op.attr("axis", 0) % op.rank("data")
+    yield (
+        "data",
+        op.b.op(
+            "GatherGrad",
+            *(op.dY, op["indices"], op.b.shape_of(data)),
+            axis=axis,
+            domain="gradcut",
+            dtype=data.dtype,
+            shape=data.shape,
+        ),
+    )
+
+
+@rule("GatherElements", "data")
+def gather_elements(op: Adjoint) -> Cotangents:
+    """Elements of the cotangent added up at their indices."""
+    data = op["data"]
+    zeros = op.b.zeros_like(data)
+    yield (
+        "data",
+        op.b.op(
+            "ScatterElements",
+            zeros,
+            op["indices"],
+            op.dY,
+            axis=op.attr("axis", 0),
+            reduction="add",
+            shape=data.shape,
+        ),
+    )
+
+
+@rule("GatherND", "data")
+def gather_nd(op: Adjoint) -> Cotangents:
+    """Slices of the cotangent added up at their indices."""
+    if op.attr("batch_dims", 0):
+        op.refuse("batch_dims > 0 has no rule")
+    data = op["data"]
+    zeros = op.b.zeros_like(data)
+    yield "data", op.b.op("ScatterND", zeros, op["indices"], op.dY, reduction="add", shape=data.shape)
+
+
+@rule("ScatterElements", "data updates")
+def scatter_elements(op: Adjoint) -> Cotangents:
+    """Reductions none and add: data keeps its cotangent (none: but where it was overwritten), updates read theirs."""
+    b, axis, reduction = op.b, op.attr("axis", 0), op.attr("reduction", "none")
+    _only_none_or_add(op, reduction)
+    if op.wants("data"):
+        if reduction == "add":
+            yield "data", op.dY
+        else:
+            zeros = b.zeros_like(op["updates"])
+            yield (
+                "data",
+                b.op("ScatterElements", op.dY, op["indices"], zeros, axis=axis, shape=op["data"].shape),
+            )
+    if op.wants("updates"):
+        yield "updates", b.op("GatherElements", op.dY, op["indices"], axis=axis, shape=op["updates"].shape)
+
+
+@rule("ScatterND", "data updates")
+def scatter_nd(op: Adjoint) -> Cotangents:
+    """As ScatterElements, slice by slice."""
+    b, reduction = op.b, op.attr("reduction", "none")
+    _only_none_or_add(op, reduction)
+    if op.wants("data"):
+        if reduction == "add":
+            yield "data", op.dY
+        else:
+            zeros = b.zeros_like(op["updates"])
+            yield "data", b.op("ScatterND", op.dY, op["indices"], zeros, shape=op["data"].shape)
+    if op.wants("updates"):
+        yield "updates", b.op("GatherND", op.dY, op["indices"], shape=op["updates"].shape)
+
+
+def _only_none_or_add(op: Adjoint, reduction: str) -> None:
+    if reduction not in ("none", "add"):
+        op.refuse(f"reduction={reduction!r} has no rule")
+
+
+@rule("Dropout", "data")
+def dropout(op: Adjoint) -> Cotangents:
+    """output = data * mask / (1 - ratio); the mask is the forward's own draw. In inference the identity."""
+    b = op.b
+    training = op.constant("training_mode")
+    if op.get("training_mode") is None or (training is not None and not bool(training)):
+        yield "data", op.dY
+        return
+    ratio = op.get("ratio") or b.constant(0.5, ir.DataType.FLOAT)
+    keep = b.Cast(1.0 - ratio, to=op.dY.dtype)
+    if training is None:
+        keep = b.Where(op["training_mode"], keep, b.scalar_like(1.0, keep))
+    scale = b.Where(b.Equal(keep, 0.0), b.scalar_like(0.0, keep), b.Reciprocal(keep))
+    yield "data", b.Where(op.out("mask"), op.dY * scale, b.scalar_like(0.0, op.dY))

@@ -1,0 +1,132 @@
+"""Reductions. The cotangent is put back at the reduced axes and broadcast to data."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.registry import rule
+
+
+@rule("ReduceSum", "data")
+def reduce_sum(op: Adjoint) -> Cotangents:
+    """Each element gets the cotangent of its sum."""
+    yield "data", _spread(op, op.dY)
+
+
+@rule("ReduceMean", "data")
+def reduce_mean(op: Adjoint) -> Cotangents:
+    """As the sum, over the number of elements reduced."""
+    count = _count(op)
+    if isinstance(count, int):
+        yield "data", _spread(op, op.dY * (1.0 / max(count, 1)))
+    else:
+        yield "data", _spread(op, op.dY / count)
+
+
+@rule("ReduceMax ReduceMin", "data")
+def reduce_extremum(op: Adjoint) -> Cotangents:
+    """Equal elements share the cotangent equally, as torch.amax."""
+    b, data = op.b, op["data"]
+    hit = b.Cast(b.Equal(data, _keep(op, op.out())), to=data.dtype)
+    count = b.op(
+        "ReduceSum", hit, op.get("axes"), keepdims=1, noop_with_empty_axes=op.attr("noop_with_empty_axes", 0)
+    )
+    dX = hit * (_keep(op, op.dY) / count)
+    dX.shape = data.shape
+    yield "data", dX
+
+
+@rule("ReduceSumSquare", "data")
+def reduce_sum_square(op: Adjoint) -> Cotangents:
+    """dX = 2 X dY."""
+    yield "data", _shaped(op, op["data"] * (_keep(op, op.dY) * 2.0))
+
+
+@rule("ReduceL2", "data")
+def reduce_l2(op: Adjoint) -> Cotangents:
+    """dX = X dY / |X|, 0 where the norm is 0."""
+    b, norm = op.b, _keep(op, op.out())
+    scale = b.Where(b.Equal(norm, 0.0), b.scalar_like(0.0, norm), _keep(op, op.dY) / norm)
+    yield "data", _shaped(op, op["data"] * scale)
+
+
+@rule("ReduceL1", "data")
+def reduce_l1(op: Adjoint) -> Cotangents:
+    """dX = sign(X) dY."""
+    yield "data", _shaped(op, op.b.Sign(op["data"]) * _keep(op, op.dY))
+
+
+@rule("ReduceLogSumExp", "data")
+def reduce_log_sum_exp(op: Adjoint) -> Cotangents:
+    """dX = exp(X - Y) dY."""
+    weights = op.b.Exp(op["data"] - _keep(op, op.out()))
+    yield "data", _shaped(op, weights * _keep(op, op.dY))
+
+
+@rule("CumSum", "x")
+def cum_sum(op: Adjoint) -> Cotangents:
+    """The same sum from the other end."""
+    reverse, exclusive = op.attr("reverse", 0), op.attr("exclusive", 0)
+    yield "x", op.b.op("CumSum", op.dY, op["axis"], reverse=1 - reverse, exclusive=exclusive)
+
+
+def _shaped(op: Adjoint, value: ir.Value) -> ir.Value:
+    value.shape = op["data"].shape
+    return value
+
+
+def _axes(op: Adjoint) -> list[int] | None:
+    """The reduced axes, not negative; None where only run time can tell."""
+    rank = op.rank("data")
+    if op.get("axes") is None:
+        return [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
+    axes = op.constant("axes")
+    if axes is None:
+        return None
+    if axes.size == 0:
+        return [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
+    return sorted({int(axis) % rank for axis in axes})
+
+
+def _keep(op: Adjoint, value: ir.Value) -> ir.Value:
+    """A reduced value with the reduced axes as ones."""
+    if op.attr("keepdims", 1):
+        return value
+    axes, data, b = _axes(op), op["data"], op.b
+    if axes is None:
+        return _keep_at_run_time(op, value)
+    if not axes:
+        return value
+    shape = ir.Shape([1 if axis in axes else dim for axis, dim in enumerate(data.shape or ())])
+    return b.op("Unsqueeze", value, b.ints(axes), shape=shape)
+
+
+def _keep_at_run_time(op: Adjoint, value: ir.Value) -> ir.Value:
+    """Axes known only at run time: the shape with ones comes from reducing ones of the shape of data."""
+    b, axes = op.b, op["axes"]
+    rank = b.ints([op.rank("data")])
+    positive = b.Where(b.Less(axes, b.ints([0])), axes + rank, axes)
+    wide = b.shape_of(op["data"])
+    shape = b.op("ScatterElements", wide, positive, b.Expand(b.ints([1]), b.Shape(axes)), axis=0)
+    return b.op("Reshape", value, shape, allowzero=1)
+
+
+def _spread(op: Adjoint, value: ir.Value) -> ir.Value:
+    data = op["data"]
+    return op.b.op("Expand", _keep(op, value), op.b.shape_of(data), shape=data.shape)
+
+
+def _count(op: Adjoint) -> int | ir.Value:
+    """How many elements one result was made of."""
+    axes, shape, b = _axes(op), op["data"].shape, op.b
+    dims = None if axes is None or shape is None else [shape[axis] for axis in axes]
+    if dims is not None and all(isinstance(dim, int) for dim in dims):
+        return math.prod(int(dim) for dim in dims)  # type: ignore[arg-type]
+    data = op["data"]
+    sizes = b.Size(data), b.Size(op.out())
+    ratio = b.Cast(sizes[0], to=data.dtype) / b.Cast(sizes[1], to=data.dtype)
+    ratio.shape = ir.Shape([])
+    return ratio

@@ -1,0 +1,156 @@
+"""Operators that move elements without changing them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.registry import rule
+
+
+@rule("Reshape Squeeze Unsqueeze", "data")
+def reshape(op: Adjoint) -> Cotangents:
+    """The cotangent in the shape of data."""
+    yield "data", reshape_like(op, "data")
+
+
+@rule("Flatten", "input")
+def flatten(op: Adjoint) -> Cotangents:
+    """The cotangent in the shape of the input."""
+    yield "input", reshape_like(op, "input")
+
+
+def reshape_like(op: Adjoint, operand: str) -> ir.Value:
+    """dY in the shape of an operand; one symbolic dimension becomes -1, so no Shape node is needed."""
+    value, b = op[operand], op.b
+    dims = list(value.shape) if value.shape is not None else None
+    if dims is not None and 0 not in dims and sum(not isinstance(dim, int) for dim in dims) == 1:
+        target = b.ints([dim if isinstance(dim, int) else -1 for dim in dims])
+        return b.op("Reshape", op.dY, target, shape=value.shape)
+    return b.op("Reshape", op.dY, b.shape_of(value), allowzero=1, shape=value.shape)
+
+
+@rule("Transpose", "data")
+def transpose(op: Adjoint) -> Cotangents:
+    """The inverse permutation; without perm the axes are reversed, which is its own inverse."""
+    perm = op.attr("perm")
+    inverse = None if perm is None else [int(axis) for axis in np.argsort(perm)]
+    yield "data", op.b.op("Transpose", op.dY, perm=inverse, shape=op["data"].shape)
+
+
+@rule("Expand", "input")
+def expand(op: Adjoint) -> Cotangents:
+    """Summed over the axes that were expanded."""
+    dY = op.dY
+    if dY.shape is None:
+        dY.shape = op.out().shape
+    yield "input", op.b.sum_to(dY, op["input"])
+
+
+@rule("Concat", "inputs")
+def concat(op: Adjoint) -> Cotangents:
+    """Each wanted operand gets its slice; a frozen branch gets none."""
+    b, axis = op.b, op.attr("axis")
+    rank = op.rank(next(iter(op.wanted)))
+    axis = axis % rank
+    offset: int | ir.Value = 0
+    last = max(op.wanted)
+    for index, value in enumerate(op.node.inputs[: last + 1]):
+        assert value is not None
+        size = _size(op, value, axis)
+        end = (
+            offset + size
+            if isinstance(offset, int) and isinstance(size, int)
+            else b.Add(_vec(op, offset), _vec(op, size))
+        )
+        if index in op.wanted:
+            yield (
+                index,
+                b.op("Slice", op.dY, _vec(op, offset), _vec(op, end), b.ints([axis]), shape=value.shape),
+            )
+        offset = end
+
+
+def _size(op: Adjoint, value: ir.Value, axis: int) -> int | ir.Value:
+    dim = value.shape[axis] if value.shape is not None else None
+    return dim if isinstance(dim, int) else op.b.dim(value, axis)
+
+
+def _vec(op: Adjoint, value: int | ir.Value) -> ir.Value:
+    return op.b.ints([value]) if isinstance(value, int) else value
+
+
+@rule("Split", "input")
+def split(op: Adjoint) -> Cotangents:
+    """The cotangents of the parts side by side; a part without one is zeros."""
+    b = op.b
+    parts = []
+    for index, output in enumerate(op.node.outputs):
+        cotangent = op.cotangent(index)
+        parts.append(cotangent if cotangent is not None else b.zeros_like(output))
+    yield "input", b.op("Concat", *parts, axis=op.attr("axis", 0), shape=op["input"].shape)
+
+
+@rule("Slice", "data")
+def slice_(op: Adjoint) -> Cotangents:
+    """Positive constant steps of 1: zeros around the cotangent. Anything else: put back place by place."""
+    padded = _padded(op)
+    yield "data", padded if padded is not None else _scattered(op)
+
+
+def _padded(op: Adjoint) -> ir.Value | None:
+    """dY padded to the shape of data, where start, end and the sliced dimensions are known."""
+    b, shape = op.b, op["data"].shape
+    starts, ends, axes, steps = (op.constant(name) for name in ("starts", "ends", "axes", "steps"))
+    if shape is None or starts is None or ends is None or (op.get("axes") is not None and axes is None):
+        return None
+    if op.get("steps") is not None and (steps is None or any(step != 1 for step in steps)):
+        return None
+    rank = len(shape)
+    pads = [0] * (2 * rank)
+    for start, end, axis in zip(starts, ends, range(len(starts)) if axes is None else axes, strict=True):
+        dim = shape[int(axis) % rank]
+        if not isinstance(dim, int):
+            return None
+        first, last, _ = slice(int(start), int(end)).indices(dim)
+        pads[int(axis) % rank] = first
+        pads[rank + int(axis) % rank] = dim - max(first, last)
+    return b.op("Pad", op.dY, b.ints(pads), shape=shape)
+
+
+def _scattered(op: Adjoint) -> ir.Value:
+    b, starts = op.b, op["starts"]
+    dtype = starts.dtype or ir.DataType.INT64
+    axes = op.get("axes") or b.Range(
+        b.constant(0, dtype), b.Cast(b.Size(starts), to=dtype), b.constant(1, dtype), dtype=dtype
+    )
+    steps = op.get("steps") or b.Expand(b.constant(1, dtype), b.Shape(starts))
+    data = op["data"]
+    return b.op(
+        "SliceGrad",
+        *(op.dY, starts, op["ends"], axes, steps, b.shape_of(data)),
+        domain="gradcut",
+        dtype=data.dtype,
+        shape=data.shape,
+    )
+
+
+@rule("Pad", "data constant_value")
+def pad(op: Adjoint) -> Cotangents:
+    """Constant mode: data gets the part of dY that it filled, constant_value the sum of the rest.
+
+    A negative pad cuts; cut elements get zeros.
+    """
+    if op.attr("mode", "constant") != "constant":
+        op.refuse(f"mode={op.attr('mode')!r} has no rule")
+    if op.get("axes") is not None:
+        op.refuse("pads along `axes` have no rule")
+    b, data = op.b, op["data"]
+    inside = b.op("Pad", op.dY, b.Neg(op["pads"]), shape=data.shape)
+    if op.wants("data"):
+        yield "data", inside
+    if op.wants("constant_value"):
+        constant = op["constant_value"]
+        rest = b.ReduceSum(op.dY, keepdims=0) - b.ReduceSum(inside, keepdims=0)
+        yield "constant_value", b.op("Reshape", rest, b.shape_of(constant), shape=constant.shape)

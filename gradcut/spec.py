@@ -1,0 +1,207 @@
+"""Patterns -> parameters, values, uses, module scopes.
+
+An exact name comes first; otherwise only ``*`` and ``?`` are special, and ``*`` crosses separators. A pattern that
+matches nothing is an error with the nearest names.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from gradcut.errors import PatternError, SpecError
+from gradcut.text import nearest
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_PSEUDO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
+ARROW = "->"
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    pieces = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern)
+    return re.compile("".join(pieces), re.DOTALL)
+
+
+def match(pattern: str, names: Collection[str]) -> list[str]:
+    """The names a pattern stands for, in the order given; an exact one alone."""
+    if pattern in names:
+        return [pattern]
+    return [name for name in names if _compiled(pattern).fullmatch(name)]
+
+
+def as_patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One pattern or many, as a tuple."""
+    if patterns is None:
+        return ()
+    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    for pattern in found:
+        if not isinstance(pattern, str) or not pattern:
+            raise SpecError(f"{pattern!r} is not a pattern; give names such as 'head.weight' or 'encoder.*'")
+    return found
+
+
+# --- scopes --------------------------------------------------------------------------------------------------
+
+
+def node_scope(node: ir.Node) -> str:
+    """The module path a node came from: ``encoder.layer.0``; by torch's metadata, else by a path in its name."""
+    text = node.metadata_props.get(_SCOPES)
+    if text is not None:
+        path = [part for part in _literal(text)[:-1] if part]
+        return path[-1] if path and path[-1] != _PSEUDO_SCOPE else ""
+    return (node.name or "").rpartition("/")[0].lstrip("/")
+
+
+def _literal(text: str) -> list[str]:
+    try:
+        parsed = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return []
+    return [str(part) for part in parsed] if isinstance(parsed, (list, tuple)) else []
+
+
+def scopes(graph: ir.Graph) -> dict[str, list[ir.Node]]:
+    """Every module scope with its nodes, those of inner scopes included."""
+    found: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in graph.all_nodes():
+        for scope in _ancestors(node_scope(node)):
+            found[scope].append(node)
+    return dict(found)
+
+
+def _ancestors(scope: str) -> list[str]:
+    if not scope:
+        return []
+    cuts = [m.start() for m in re.finditer(r"[./]", scope)]
+    return [*(scope[:cut] for cut in cuts), scope]
+
+
+# --- parameters ----------------------------------------------------------------------------------------------
+
+
+def match_parameters(
+    patterns: Sequence[str], graph: ir.Graph, parameters: Collection[str], constants: Collection[str] = ()
+) -> list[str]:
+    """The parameters that patterns stand for, in the order of `parameters`; a scope stands for its parameters.
+
+    Args:
+        constants: tensors that are no parameters, but become one where a pattern names them exactly.
+    """
+    chosen: set[str] = set()
+    known = scopes(graph) if patterns else {}
+    for pattern in patterns:
+        chosen |= set(_parameters_of(pattern, known, parameters, constants))
+    return [*(p for p in parameters if p in chosen), *(c for c in constants if c in chosen)]
+
+
+def _parameters_of(
+    pattern: str,
+    known: dict[str, list[ir.Node]],
+    parameters: Collection[str],
+    constants: Collection[str],
+) -> list[str]:
+    if pattern in parameters or pattern in constants:
+        return [pattern]
+    found = match(pattern, parameters)
+    for scope in match(pattern, _scope_names(known, parameters)):
+        found += [p for p in parameters if p.startswith(f"{scope}.") or p.startswith(f"{scope}/")]
+        found += [p for p in _read_in(known.get(scope, ())) if p in parameters]
+    if not found:
+        candidates = [*parameters, *_scope_names(known, parameters)]
+        raise PatternError(pattern, "parameter and no module scope", nearest(pattern, candidates))
+    return found
+
+
+def _scope_names(known: dict[str, list[ir.Node]], parameters: Collection[str]) -> list[str]:
+    prefixes = {ancestor for p in parameters for ancestor in _ancestors(p)[:-1]}
+    return list(dict.fromkeys([*known, *sorted(prefixes)]))
+
+
+def _read_in(nodes: Iterable[ir.Node]) -> list[str]:
+    return [value.name for node in nodes for value in node.inputs if value is not None and value.name]
+
+
+# --- values and uses -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Where a mark is to stand: on `value` for the uses given, or, where `whole`, on all of them."""
+
+    value: ir.Value
+    uses: tuple[tuple[ir.Node, int], ...]
+    whole: bool
+
+
+def values_of(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Every value by name: inputs, initializers, and outputs of nodes, those of inner graphs included."""
+    found: dict[str, ir.Value] = {}
+    for inner in (graph, *graph.subgraphs()):
+        for value in (*inner.inputs, *inner.initializers.values()):
+            found.setdefault(value.name or "", value)
+        for node in inner:
+            for value in node.outputs:
+                if value.name:
+                    found.setdefault(value.name, value)
+    found.pop("", None)
+    return found
+
+
+def match_values(patterns: Sequence[str], graph: ir.Graph) -> list[Uses]:
+    """Where `stop_at` patterns put marks: values, scopes (every value that leaves one), or ``value->node``."""
+    values = values_of(graph) if patterns else {}
+    known = scopes(graph) if patterns else {}
+    found: dict[tuple[ir.Value, tuple[tuple[ir.Node, int], ...]], Uses] = {}
+    for pattern in patterns:
+        for place in _places_of(pattern, graph, values, known):
+            found.setdefault((place.value, place.uses), place)
+    return list(found.values())
+
+
+def _places_of(
+    pattern: str, graph: ir.Graph, values: dict[str, ir.Value], known: dict[str, list[ir.Node]]
+) -> list[Uses]:
+    if pattern not in values and pattern not in known and ARROW in pattern:
+        return _single_uses(pattern, graph, values)
+    found = [Uses(values[name], (), True) for name in match(pattern, values)]
+    for scope in match(pattern, known) if pattern not in values else ():
+        found += [Uses(value, (), True) for value in _leaving(known[scope])]
+    if not found:
+        raise PatternError(pattern, "value and no module scope", nearest(pattern, [*values, *known]))
+    return found
+
+
+def _single_uses(pattern: str, graph: ir.Graph, values: dict[str, ir.Value]) -> list[Uses]:
+    left, _, right = pattern.partition(ARROW)
+    consumers = {node.name: node for node in graph.all_nodes() if node.name}
+    names, nodes = match(left.strip(), values), match(right.strip(), consumers)
+    if not names:
+        raise PatternError(left.strip(), "value", nearest(left.strip(), values))
+    if not nodes:
+        raise PatternError(right.strip(), "node", nearest(right.strip(), consumers))
+    chosen = {consumers[name] for name in nodes}
+    places = []
+    for name in names:
+        uses = tuple((node, index) for node, index in values[name].uses() if node in chosen)
+        if uses:
+            places.append(Uses(values[name], uses, False))
+    if not places:
+        raise SpecError(f"{pattern!r}: {left.strip()} is no operand of {right.strip()}")
+    return places
+
+
+def _leaving(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    inside = set(nodes)
+    return [
+        value
+        for node in nodes
+        for value in node.outputs
+        if value.is_graph_output() or any(user not in inside for user, _ in value.uses())
+    ]

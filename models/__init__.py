@@ -1,0 +1,1 @@
+"""The models that the tests, the examples and the benchmarks train."""

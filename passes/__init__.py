@@ -1,0 +1,27 @@
+"""The passes, one file each; see `gradcut.passes.pipeline` for their text form.
+
+To add a pass: a frozen dataclass on `gradcut.passes.base.Pass` under ``@register``, in a file of its own.
+"""
+
+from gradcut.passes.base import PASSES, Pass
+from gradcut.passes.differentiate import Differentiate
+from gradcut.passes.importer import Import
+from gradcut.passes.lower import Lower
+from gradcut.passes.pipeline import Pipeline
+from gradcut.passes.propagate import Propagate
+from gradcut.passes.simplify import Simplify
+from gradcut.passes.stop_gradient import StopGradient
+from gradcut.passes.verify import verify
+
+__all__ = [
+    "PASSES",
+    "Differentiate",
+    "Import",
+    "Lower",
+    "Pass",
+    "Pipeline",
+    "Propagate",
+    "Simplify",
+    "StopGradient",
+    "verify",
+]

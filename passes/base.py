@@ -1,0 +1,96 @@
+"""What a gradcut pass is: a frozen dataclass on onnx_ir's pass infrastructure whose fields are its text options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, ClassVar, TypeVar
+
+import onnx_ir as ir
+
+from gradcut.errors import PipelineError
+from gradcut.text import format_scalar, nearest, parse_scalar, quote
+
+PASSES: dict[str, type[Pass]] = {}
+P = TypeVar("P", bound="type[Pass]")
+
+#: Model metadata that passes hand on; model-level metadata survives text.
+FROZEN = "gradcut.frozen"
+TRAINABLE = "gradcut.trainable"
+QUESTION = "gradcut.question"
+GRADIENTS = "gradcut.gradients"
+PIPELINE = "gradcut.pipeline"
+
+
+class Pass(ir.passes.InPlacePass):
+    """Base of every pass; ``str(p)`` is its pipeline text."""
+
+    name: ClassVar[str]
+
+    def __str__(self) -> str:
+        options = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != _default(field):
+                options.append(f"{field.name.replace('_', '-')}={_format(value)}")
+        return self.name + (f"{{{' '.join(options)}}}" if options else "")
+
+    @classmethod
+    def from_options(cls, options: dict[str, list[str]]) -> Pass:
+        """The pass with options as pipeline text gives them."""
+        fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        values = {}
+        for key, texts in options.items():
+            if key not in fields:
+                hint = nearest(key, fields) or sorted(fields)
+                raise PipelineError(
+                    f"pass {cls.name!r} has no option {key!r}; it has {', '.join(hint) or 'none'}"
+                )
+            values[fields[key].name] = _parse(cls.name, key, fields[key], texts)
+        return cls(**values)
+
+
+def register(cls: P) -> P:
+    """Make a pass known to pipeline text."""
+    PASSES[cls.name] = cls
+    return cls
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(_format(item) for item in value) + "]" if len(value) != 1 else _format(value[0])
+    return quote(value) if isinstance(value, str) else format_scalar(value)
+
+
+def _parse(pass_name: str, key: str, field: dataclasses.Field[Any], texts: list[str]) -> Any:
+    kind = str(field.type)
+    if kind.startswith("tuple"):
+        return tuple(texts)
+    if len(texts) != 1:
+        raise PipelineError(f"option {key!r} of pass {pass_name!r} takes one value, not {len(texts)}")
+    if kind.startswith("str"):
+        return texts[0]
+    value = parse_scalar(texts[0])
+    wanted = {"bool": bool, "int": int, "float": (int, float)}[kind.split(" ")[0]]
+    if not isinstance(value, wanted) or (kind.startswith("int") and isinstance(value, bool)):
+        raise PipelineError(f"option {key!r} of pass {pass_name!r} is {kind}, not {texts[0]!r}")
+    return value
+
+
+# --- metadata ------------------------------------------------------------------------------------------------
+
+
+def read_json(model: ir.Model, key: str) -> Any:
+    """A metadata property as JSON, None where it is absent."""
+    text = model.metadata_props.get(key)
+    return None if text is None else json.loads(text)
+
+
+def write_json(model: ir.Model, key: str, value: Any) -> None:
+    model.metadata_props[key] = json.dumps(value, ensure_ascii=False)

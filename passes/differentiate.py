@@ -1,0 +1,259 @@
+"""`differentiate`: reverse mode over the active values of one question, rule by rule.
+
+The walk goes once over the nodes in reverse. A node with a cotangent on an active output is handed to its rule, which
+yields the cotangents of the operands that want one; what several uses contribute is added up. The engine, not the
+rule, undoes broadcasting, adds fan-out by use, checks, and names: the gradient of ``x`` is ``x_grad``.
+
+Consumes the derived marks; the model's own marks stay, and the backward reads marked values through them, so that
+differentiating the result again is right too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from gradcut.activity import active_values
+from gradcut.dialect import declare, is_mark
+from gradcut.errors import NoGradientError, PipelineError
+from gradcut.ops import Builder, Names, broadcast_shapes, is_float
+from gradcut.passes.base import GRADIENTS, QUESTION, Pass, read_json, register, write_json
+from gradcut.passes.propagate import clear_derived, main_values
+from gradcut.rules import REGISTRY, Adjoint, Rule, operand_label
+from gradcut.rules.registry import is_variadic, output_name
+
+#: Metadata of a backward node: which operand of which forward node it serves.
+ADJOINT = "gradcut.adjoint"
+SUFFIX = "_grad"
+
+
+@register
+@dataclass(frozen=True)
+class Differentiate(Pass):
+    """Append the backward of the question that `propagate` wrote down.
+
+    The graph's outputs become those asked for, then the gradients in the order asked.
+
+    Attributes:
+        seed: ``input``: the cotangent of each output is a new graph input ``<y>_grad``; ``one``: it is 1 (a loss).
+        keep: other outputs of the graph that stay outputs, after the differentiated ones.
+    """
+
+    name: ClassVar[str] = "differentiate"
+    seed: str = "input"
+    keep: tuple[str, ...] = ()
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        question = read_json(model, QUESTION)
+        if question is None:
+            raise PipelineError("differentiate needs the question that propagate{of=... wrt=...} writes down")
+        clear_derived(model)
+        values = main_values(model.graph)
+        of, wrt = ([values[name] for name in question[key]] for key in ("of", "wrt"))
+        kept = [values[name] for name in self.keep]
+        engine = Reverse(model, of, wrt)
+        seeds = engine.seed(self.seed)
+        engine.walk()
+        gradients = engine.gradients()
+        model.graph.extend(engine.b.nodes)
+        _outputs(model, engine, [*of, *(value for value in kept if value not in of)], gradients)
+        del model.metadata_props[QUESTION]
+        names = [output.name for output in model.graph.outputs[-len(wrt) :]]
+        outputs = [output.name for output in model.graph.outputs[: -len(wrt)]]
+        write_json(
+            model,
+            GRADIENTS,
+            {
+                "of": dict(
+                    zip(
+                        [*question["of"], *(n for n in self.keep if n not in question["of"])],
+                        outputs,
+                        strict=True,
+                    )
+                ),
+                "seeds": dict(zip(question["of"], [seed.name for seed in seeds], strict=True))
+                if seeds
+                else {},
+                "wrt": dict(zip(question["wrt"], names, strict=True)),
+                "unreached": [v.name for v in wrt if v not in engine.active],
+            },
+        )
+        declare(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _outputs(model: ir.Model, engine: Reverse, of: Sequence[ir.Value], gradients: Sequence[ir.Value]) -> None:
+    """Outputs are distinct values that nodes produce; a value that is not gets an Identity of its own."""
+    model.graph.outputs.clear()
+    taken: set[ir.Value] = set()
+    extra = Builder(engine.names)
+    for wanted, value in [*((v.name, v) for v in of), *engine.named(gradients)]:
+        if value in taken or value.producer() is None:
+            value = extra.op("Identity", value, name=wanted, dtype=value.dtype, shape=value.shape)
+        taken.add(value)
+        model.graph.outputs.append(value)
+    model.graph.extend(extra.nodes)
+
+
+class Reverse:
+    """One reverse walk: contributions by value, and the builder of the backward nodes."""
+
+    def __init__(self, model: ir.Model, of: Sequence[ir.Value], wrt: Sequence[ir.Value]) -> None:
+        self.graph, self.of, self.wrt = model.graph, of, wrt
+        self.opset = model.opset_imports[""]
+        self.names = Names.of(model)
+        self.b = Builder(self.names, prefix="grad_")
+        self.active = active_values(model.graph, of, wrt, REGISTRY)
+        self.contributions: dict[ir.Value, list[ir.Value]] = defaultdict(list)
+        self.total: dict[ir.Value, ir.Value] = {}
+        self._own: set[ir.Value] = set()
+
+    def seed(self, kind: str) -> list[ir.Value]:
+        """Give each output its cotangent: a graph input, or the number one."""
+        seeds = []
+        for value in self.of:
+            if kind == "one":
+                cotangent = self.b.constant(1.0, value.dtype)
+                cotangent.shape = value.shape
+            else:
+                cotangent = ir.Value(
+                    name=self.names.fresh(f"{value.name}{SUFFIX}"), type=value.type, shape=value.shape
+                )
+                self.graph.inputs.append(cotangent)
+                seeds.append(cotangent)
+            if value in self.active:
+                self.contributions[value].append(cotangent)
+        return seeds
+
+    def walk(self) -> None:
+        """Every node with a cotangent, from the last to the first."""
+        for node in reversed(list(self.graph)):
+            cotangents = {i: self._sum(v) for i, v in enumerate(node.outputs) if self.contributions.get(v)}
+            if cotangents and not is_mark(node):
+                self._visit(node, cotangents)
+
+    def gradients(self) -> list[ir.Value]:
+        """The cotangent of each wanted value; zeros of its run-time shape where no path reaches it."""
+        return [
+            self._sum(value) if self.contributions.get(value) else self.b.zeros_like(value)
+            for value in self.wrt
+        ]
+
+    def named(self, gradients: Sequence[ir.Value]) -> Iterator[tuple[str, ir.Value]]:
+        """Each gradient with the name it should have as an output."""
+        for value, gradient in zip(self.wrt, gradients, strict=True):
+            yield f"{value.name}{SUFFIX}", gradient
+
+    # --- one node --------------------------------------------------------------------------------------------
+
+    def _visit(self, node: ir.Node, cotangents: dict[int, ir.Value]) -> None:
+        rule = self._rule(node)
+        wanted = frozenset(i for i in range(len(node.inputs)) if self._wants(node, i, cotangents))
+        if not wanted:
+            return
+        adjoint = Adjoint(
+            node,
+            self.b,
+            {name: index for index, name in enumerate(rule.operands)},
+            {output_name(node, index): index for index in range(_output_count(node))},
+            cotangents,
+            wanted,
+            self.opset,
+        )
+        for index, cotangent in self._yields(rule, adjoint):
+            operand = node.inputs[index]
+            assert operand is not None
+            self.contributions[operand].append(self._fit(rule, node, operand, cotangent))
+
+    def _rule(self, node: ir.Node) -> Rule:
+        rule = REGISTRY.find(node)
+        if rule is None or rule.vjp is None:
+            op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            opset = self.graph.opset_imports.get(node.domain, self.opset)
+            raise NoGradientError(
+                node.name or "",
+                op,
+                opset,
+                "there is no derivative rule for this operator. Freeze what lies before it, stop there with "
+                f"stop_at={node.outputs[0].name!r}, or give it a rule with gradcut.register_rule.",
+            )
+        return rule
+
+    def _wants(self, node: ir.Node, index: int, cotangents: dict[int, ir.Value]) -> bool:
+        operand = node.inputs[index]
+        return (
+            operand is not None
+            and operand in self.active
+            and is_float(operand)
+            and any(REGISTRY.differentiable(node, index, output) for output in cotangents)
+        )
+
+    def _yields(self, rule: Rule, adjoint: Adjoint) -> Iterator[tuple[int, ir.Value]]:
+        """Run a rule, tag its nodes with the operand they serve, and hold it to what was wanted."""
+        assert rule.vjp is not None
+        node, served = adjoint.node, set()
+        start = len(self.b.nodes)
+        with self.b.arithmetic():
+            for operand, cotangent in rule.vjp(adjoint):
+                index = adjoint.index(operand)
+                if index not in adjoint.wanted or index in served:
+                    raise AssertionError(
+                        f"rule of {node.op_type} yields operand {operand!r}, which is not wanted"
+                    )
+                served.add(index)
+                self._tag(start, node, index)
+                start = len(self.b.nodes)
+                yield index, cotangent
+                start = len(self.b.nodes)
+        if served != adjoint.wanted:
+            missing = ", ".join(operand_label(node, i) for i in sorted(adjoint.wanted - served))
+            raise NoGradientError(
+                node.name or "", node.op_type, self.opset, f"its rule gives none for {missing}"
+            )
+
+    def _tag(self, start: int, node: ir.Node, index: int) -> None:
+        for built in self.b.nodes[start:]:
+            if built.op_type != "Constant":
+                built.metadata_props[ADJOINT] = f"{node.name}:{operand_label(node, index)}"
+
+    def _fit(self, rule: Rule, node: ir.Node, operand: ir.Value, cotangent: ir.Value) -> ir.Value:
+        """Undo broadcasting, or set the shape that a rule's result has by contract."""
+        if not rule.broadcasts:
+            if cotangent.shape is None and cotangent.producer() is not None:
+                cotangent.shape = operand.shape
+            return cotangent
+        if cotangent.shape is None:
+            shapes = [value.shape for value in node.inputs if value is not None]
+            cotangent.shape = node.outputs[0].shape or broadcast_shapes(shapes)
+        start = len(self.b.nodes)
+        fitted = self.b.sum_to(cotangent, operand)
+        self._tag(start, node, list(node.inputs).index(operand))
+        return fitted
+
+    # --- adding up -------------------------------------------------------------------------------------------
+
+    def _sum(self, value: ir.Value) -> ir.Value:
+        """The cotangent of a value: its contributions added as a balanced tree, named after the value."""
+        if value in self.total:
+            return self.total[value]
+        level = self.contributions[value]
+        while len(level) > 1:
+            pairs = zip(level[::2], level[1::2], strict=False)
+            odd = [level[-1]] if len(level) % 2 else []
+            level = [self.b.op("Add", a, c, dtype=value.dtype, shape=value.shape) for a, c in pairs] + odd
+        cotangent = level[0]
+        producer = cotangent.producer()
+        if producer is not None and producer.op_type != "Constant" and cotangent not in self._own:
+            cotangent.name = self.names.fresh(f"{value.name}{SUFFIX}")
+        self._own.add(cotangent)
+        self.total[value] = cotangent
+        return cotangent
+
+
+def _output_count(node: ir.Node) -> int:
+    """How many outputs the operator can have: a rule may ask for one that the file leaves out."""
+    return max(len(node.outputs), 5 if not is_variadic(node.domain, node.op_type) else 0)

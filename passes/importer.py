@@ -1,0 +1,229 @@
+"""`import`: bring a model into the form that every later pass expects.
+
+1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
+2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number.
+3. Initializers that are also graph inputs are initializers only.
+4. Unnamed nodes get a name.
+5. Constants that are parameters become initializers under their output's name.
+6. Types and shapes are inferred where the file does not say them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx.checker
+import onnx.inliner
+import onnx.version_converter
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass, TopologicalSortPass
+from onnx_ir.passes.common._c_api_utils import call_onnx_api
+
+from gradcut.dialect import DIALECT, DOMAIN, declare
+from gradcut.errors import ImportModelError, UnsupportedModelError
+from gradcut.ops import Names
+from gradcut.parameters import constant_tensor, decide
+from gradcut.passes.base import Pass, register
+from gradcut.rules import REGISTRY
+
+OLDEST, TARGET, NEWEST = 7, 21, 26
+
+
+@register
+@dataclass(frozen=True)
+class Import(Pass):
+    """Normalise a model that was just loaded."""
+
+    name: ClassVar[str] = "import"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        check_opset(model)
+        declare(model)
+        _inline(model)
+        if model.opset_imports[""] < TARGET:
+            _convert(model)
+        _unshadow(model.graph)
+        _name_nodes(model)
+        TopologicalSortPass()(model)
+        _lift_constants(model)
+        _infer(model)
+        declare(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def check_opset(model: ir.Model) -> None:
+    """Refuse what cannot be brought to an opset that the rules know."""
+    alias = model.opset_imports.pop("ai.onnx", 0)
+    opset = model.opset_imports.setdefault("", alias)
+    if not OLDEST <= opset <= NEWEST:
+        raise UnsupportedModelError(
+            f"the model is at opset {opset}; gradcut takes opsets {OLDEST} to {NEWEST}. "
+            "Export it again, or convert it with onnx.version_converter."
+        )
+
+
+# --- functions -----------------------------------------------------------------------------------------------
+
+
+def _inline(model: ir.Model) -> None:
+    kept = [key for key in model.functions if _is_kept(key)]
+    if len(kept) == len(model.functions):
+        return
+    for function in model.functions.values():
+        if DOMAIN not in function.opset_imports and any(n.domain == DOMAIN for n in function):
+            function.opset_imports[DOMAIN] = 1
+    ids = [(key[0], key[1]) for key in kept]
+    _through(model, lambda proto: onnx.inliner.inline_selected_functions(proto, ids, exclude=True))
+
+
+def _is_kept(key: tuple[str, str, str]) -> bool:
+    return key[0] == DOMAIN and key[1] in DIALECT or REGISTRY.knows(key[0], key[1])
+
+
+def _through(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+    """Apply a change of ONNX's own to the model without serialising its weights; metadata is put back by name."""
+    before = model.graph
+    try:
+        changed = ir.from_proto(call_onnx_api(change, model))
+    except Exception as error:
+        raise ImportModelError(f"onnx could not take the model in: {error}") from error
+    _restore(changed.graph, before)
+    model.graph = changed.graph
+    for key in [key for key in model.functions if key not in changed.functions and not _is_kept(key)]:
+        del model.functions[key]
+    model.opset_imports.clear()
+    model.opset_imports.update(changed.opset_imports)
+
+
+def _restore(graph: ir.Graph, before: ir.Graph) -> None:
+    """Weights, which call_onnx_api turns into inputs, and the metadata that the C++ code drops."""
+    own_inputs = {value.name for value in before.inputs}
+    graph.inputs[:] = [value for value in graph.inputs if value.name in own_inputs]
+    values = ir.convenience.create_value_mapping(graph)
+    for name, initializer in before.initializers.items():
+        value = graph.initializers.get(name) or values.get(name) or ir.Value(name=name)
+        value.const_value = initializer.const_value
+        value.type, value.shape = initializer.type, initializer.shape
+        value.metadata_props.update(initializer.metadata_props)
+        graph.register_initializer(value)
+    old = {value.name: node for node in before.all_nodes() for value in node.outputs if value.name}
+    for node in graph.all_nodes():
+        source = next((old[value.name] for value in node.outputs if value.name in old), None)
+        if source is not None:
+            node.metadata_props.update(source.metadata_props)
+            node.name = source.name or node.name
+    graph.metadata_props.update(before.metadata_props)
+
+
+# --- opsets --------------------------------------------------------------------------------------------------
+
+
+def _convert(model: ir.Model) -> None:
+    """To opset 21 by ONNX's converter, mended where that is silently wrong (Resize 10, Upsample 9, Hardmax < 13)."""
+    opset = model.opset_imports[""]
+    asymmetric = _old_linear_resizes(model.graph) if opset <= 10 else set()
+    if opset < 13:
+        _flatten_hardmax(model)
+    functions = dict(model.functions)
+    model.functions.clear()
+    _through(model, functools.partial(onnx.version_converter.convert_version, target_version=TARGET))
+    model.functions.update(functions)
+    if model.opset_imports[""] != TARGET:
+        raise ImportModelError(f"onnx's version converter left the model at opset {model.opset_imports['']}")
+    for node in model.graph.all_nodes():
+        if node.op_type == "Resize" and node.outputs[0].name in asymmetric:
+            node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+
+
+def _old_linear_resizes(graph: ir.Graph) -> set[str | None]:
+    return {
+        node.outputs[0].name
+        for node in graph.all_nodes()
+        if node.op_type in ("Resize", "Upsample")
+        and "mode" in node.attributes
+        and node.attributes["mode"].as_string() in ("linear", "bilinear")
+    }
+
+
+def _flatten_hardmax(model: ir.Model) -> None:
+    """Before opset 13 Hardmax saw its input as a matrix, split at `axis`; on a matrix both definitions agree."""
+    names = Names.of(model)
+    for node in [node for node in model.graph.all_nodes() if node.op_type == "Hardmax" and node.domain == ""]:
+        x, y = node.inputs[0], node.outputs[0]
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+        fresh = lambda base: [ir.Value(name=names.fresh(base))]
+        flat = ir.Node("", "Flatten", [x], [ir.AttrInt64("axis", axis)], outputs=fresh("hardmax_flat"))
+        shape = ir.Node("", "Shape", [x], outputs=fresh("hardmax_shape"))
+        node.prepend([flat, shape])
+        node.replace_input_with(0, flat.outputs[0])
+        node.attributes.add(ir.AttrInt64("axis", 1))
+        back = ir.Node("", "Reshape", [None, shape.outputs[0]], outputs=fresh(f"{y.name}_matrix"))
+        ir.convenience.replace_all_uses_with(y, back.outputs[0], replace_graph_outputs=True)
+        back.replace_input_with(0, y)
+        y.name, back.outputs[0].name = back.outputs[0].name, y.name
+        node.append(back)
+
+
+# --- graph ---------------------------------------------------------------------------------------------------
+
+
+def _unshadow(graph: ir.Graph) -> None:
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in graph.initializers]
+
+
+def _name_nodes(model: ir.Model) -> None:
+    names = Names()
+    nodes = [node for graph in model.graphs() for node in graph]
+    names.take(node.name for node in nodes)
+    seen: set[str] = set()
+    for node in nodes:
+        if not node.name or node.name in seen:
+            node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
+        seen.add(node.name)
+
+
+def _lift_constants(model: ir.Model) -> None:
+    for decision in decide(model.graph, REGISTRY).values():
+        if decision.kind != "constant" and not decision.value.is_initializer():
+            lift_constant(model.graph, decision.value)
+
+
+def lift_constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Turn a Constant node's output into an initializer of the same name."""
+    node, tensor = value.producer(), constant_tensor(value)
+    assert node is not None and tensor is not None
+    lifted = ir.Value(
+        name=value.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+    )
+    ir.convenience.replace_all_uses_with(value, lifted, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    graph.register_initializer(lifted)
+    return lifted
+
+
+def _infer(model: ir.Model) -> None:
+    """Keep what the file says; the pass adds the rest, and leaves what it cannot tell unknown."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None:
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+    known = {node.outputs[0]: node.outputs[0].shape for node in model.graph if node.outputs}
+    try:
+        ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
+    except Exception as error:
+        raise ImportModelError(f"types or shapes of the model contradict each other: {error}") from error
+    for value, shape in known.items():
+        if shape is not None and _says_more(shape, value.shape):
+            value.shape = shape
+
+
+def _says_more(said: ir.Shape, inferred: ir.Shape | None) -> bool:
+    """Whether the file's own shape has names or numbers that inference lost."""
+    if inferred is None or len(said) != len(inferred):
+        return True
+    unknown = lambda dim: not isinstance(dim, int) and dim.value is None
+    return any(unknown(b) and not unknown(a) for a, b in zip(said, inferred, strict=True))

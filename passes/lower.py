@@ -1,0 +1,65 @@
+"""`lower`: adjoint ops become plain ONNX, each by the cheapest lowering that applies to its shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
+from gradcut.errors import PipelineError
+from gradcut.lowering import Call, choose
+from gradcut.ops import Builder, Names
+from gradcut.passes.base import Pass, register
+
+TARGETS = ("onnx", "ort-training")
+#: Which lowering a node came from, for pictures and questions.
+LOWERING = "gradcut.lowering"
+
+
+@register
+@dataclass(frozen=True)
+class Lower(Pass):
+    """Replace every adjoint op. Marks stay: they are the model's, and `emit` strips them."""
+
+    name: ClassVar[str] = "lower"
+    target: str = "onnx"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if self.target not in TARGETS:
+            raise PipelineError(f"lower has no target {self.target!r}; it has {', '.join(TARGETS)}")
+        names = Names.of(model)
+        for graph in model.graphs():
+            _lower_graph(graph, names)
+        RemoveUnusedNodesPass()(model)
+        declare(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _lower_graph(graph: ir.Graph, names: Names) -> None:
+    done = []
+    for node in list(graph):
+        if node.domain != DOMAIN or node.op_type == MARK or node.op_type not in DIALECT:
+            continue
+        call = Call(node)
+        chosen = choose(call)
+        b = Builder(names, prefix=f"{node.outputs[0].name}_")
+        b.tag = {**node.metadata_props, LOWERING: f"{node.op_type}:{chosen.name}"}
+        with b.arithmetic():
+            result = chosen.build(b, call)
+        _replace(graph, node, b, result, names)
+        done.append(node)
+    graph.remove(done, safe=True)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, b: Builder, result: ir.Value, names: Names) -> None:
+    """Put the built nodes before the call, and the result under the call's name in its place."""
+    output = node.outputs[0]
+    if result.producer() not in b.nodes or result.producer() is None:
+        result = b.op("Identity", result, dtype=output.dtype)
+    result.type, result.shape = output.type, output.shape
+    graph.insert_before(node, b.nodes)
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    result.name, output.name = output.name, names.fresh("lowered")

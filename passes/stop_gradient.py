@@ -1,0 +1,110 @@
+"""`stop-gradient`: put marks where they are asked for, and choose what trains.
+
+A mark is part of what the model means: it stays until `emit`. On a value it stops all uses (a graph output keeps its
+name, on the mark's side); on one use it stops that use alone. `train` and `freeze` only write metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from gradcut.dialect import declare, new_mark
+from gradcut.errors import SpecError
+from gradcut.ops import Names
+from gradcut.parameters import decide
+from gradcut.passes.base import FROZEN, TRAINABLE, Pass, read_json, register, write_json
+from gradcut.rules import REGISTRY
+from gradcut.spec import Uses, match_parameters, match_values
+
+
+@register
+@dataclass(frozen=True)
+class StopGradient(Pass):
+    """Insert marks and choose the trainables.
+
+    Attributes:
+        at: patterns over values, scopes and single uses (``value->node``).
+        train: patterns over parameters and scopes; empty: every parameter.
+        freeze: likewise; it wins over `train`, and adds to what the model already freezes.
+        choose: write the trainables down; without it the pass only inserts marks.
+    """
+
+    name: ClassVar[str] = "stop-gradient"
+    at: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    choose: bool = False
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if self.choose or self.train or self.freeze:
+            _choose(model, self.train, self.freeze)
+        insert_marks(model, match_values(self.at, model.graph), "stop-at")
+        declare(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str]) -> None:
+    decisions = decide(model.graph, REGISTRY)
+    known = [name for name, d in decisions.items() if d.kind == "parameter"]
+    others = [name for name, d in decisions.items() if d.kind == "constant"]
+    frozen = frozen_names(model) | set(match_parameters(freeze, model.graph, known, others))
+    wanted = match_parameters(train, model.graph, known, others) if train else known
+    trainable = [name for name in wanted if name not in frozen]
+    if not trainable:
+        raise SpecError("nothing is left to train: every parameter that `train` names is frozen")
+    write_json(model, TRAINABLE, trainable)
+    write_json(model, FROZEN, sorted(frozen))
+
+
+def frozen_names(model: ir.Model) -> set[str]:
+    """The parameters that the model itself freezes."""
+    return set(read_json(model, FROZEN) or ())
+
+
+def insert_marks(model: ir.Model, places: Iterable[Uses], reason: str | None) -> list[ir.Value]:
+    """A mark at each place; the marks' outputs."""
+    names = Names.of(model)
+    return [_insert(model.graph, place, names, reason) for place in places]
+
+
+def _insert(graph: ir.Graph, place: Uses, names: Names, reason: str | None) -> ir.Value:
+    value = place.value
+    uses = list(value.uses()) if place.whole else list(place.uses)  # gathered before the mark reads the value
+    mark = new_mark(value, names, reason)
+    marked = mark.outputs[0]
+    _place(graph, value, mark)
+    for node, index in uses:
+        node.replace_input_with(index, marked)
+    if place.whole:
+        _take_over_output(value, marked)
+    return marked
+
+
+def _place(graph: ir.Graph, value: ir.Value, mark: ir.Node) -> None:
+    producer = value.producer()
+    if producer is not None:
+        producer.append(mark)
+        return
+    home = value.graph if isinstance(value.graph, ir.Graph) else graph
+    first = next(iter(home), None)
+    if first is None:
+        home.append(mark)
+    else:
+        first.prepend(mark)
+
+
+def _take_over_output(value: ir.Value, marked: ir.Value) -> None:
+    """Where the value is a graph output, the mark's output becomes it, under its name."""
+    graph = value.graph
+    if not value.is_graph_output() or not isinstance(graph, ir.Graph):
+        return
+    for position, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[position] = marked
+    if value.is_graph_input() or value.is_initializer():
+        return
+    value.name, marked.name = marked.name, value.name
