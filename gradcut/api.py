@@ -70,9 +70,7 @@ def unfreeze(model: Source, parameters: str | Sequence[str]) -> ir.Model:
     return loaded
 
 
-def analyze(
-    model: Source, of: Sequence[str], wrt: Sequence[str], stop_at: str | Sequence[str] = ()
-) -> Activity:
+def analyze(model: Source, of: Sequence[str], wrt: Sequence[str], stop_at: str | Sequence[str] = ()) -> Activity:
     """Which values are varied, useful and active for a question, and where the cut is and why.
 
     Args:
@@ -87,9 +85,7 @@ def analyze(
         return ask(work, of, wrt)
 
 
-def vjp(
-    model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Sequence[str] = ()
-) -> onnx.ModelProto:
+def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Sequence[str] = ()) -> onnx.ModelProto:
     """The model with its vector-Jacobian product: a graph for any InferenceSession.
 
     Inputs: those of the model, then one cotangent ``<y>_grad`` per name in `of`, of the type and shape of y.
@@ -116,9 +112,7 @@ def vjp(
     pipeline.run(work)
     names = read_json(work, GRADIENTS)
     del work.metadata_props[GRADIENTS]
-    work.metadata_props[VJP] = json.dumps(
-        {"of": names["of"], "cotangents": names["seeds"], "wrt": names["wrt"]}
-    )
+    work.metadata_props[VJP] = json.dumps({"of": names["of"], "cotangents": names["seeds"], "wrt": names["wrt"]})
     work.metadata_props[PIPELINE] = str(pipeline)
     work.ir_version = (
         max(IR_VERSION, min(work.ir_version or IR_VERSION, 13)) if work.opset_imports[""] > 21 else IR_VERSION

@@ -172,9 +172,7 @@ class Builder:
             op_type,
             values,
             attributes=[_attribute(key, value) for key, value in attributes.items() if value is not None],
-            outputs=[
-                ir.Value(name=self.names.fresh(base if i == 0 else f"{base}_{i}")) for i in range(outputs)
-            ],
+            outputs=[ir.Value(name=self.names.fresh(base if i == 0 else f"{base}_{i}")) for i in range(outputs)],
             name=self.names.fresh(f"{base}_node"),
             metadata_props=dict(self.tag),
         )
@@ -282,9 +280,7 @@ class Builder:
             return x
         axes = _reduced_axes(x.shape, target.shape)
         if axes is None:
-            return self.op(
-                "SumToShape", x, self.shape_of(target), domain="gradcut", dtype=x.dtype, shape=target.shape
-            )
+            return self.op("SumToShape", x, self.shape_of(target), domain="gradcut", dtype=x.dtype, shape=target.shape)
         if not axes:
             return x
         leading = len(x.shape or ()) - len(target.shape or ())
@@ -346,9 +342,7 @@ def _result_dtype(op_type: str, inputs: Sequence[ir.Value | None]) -> ir.DataTyp
     return source.dtype if source is not None else None
 
 
-def _result_shape(
-    op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any]
-) -> ir.Shape | None:
+def _result_shape(op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any]) -> ir.Shape | None:
     shapes = [value.shape for value in inputs if value is not None]
     if op_type in _SHAPED_LIKE_FIRST:
         return shapes[0]

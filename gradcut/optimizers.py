@@ -12,17 +12,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
+
+import onnx_ir as ir
 
 from gradcut.errors import SpecError
+from gradcut.ops import Builder
 from gradcut.text import Scalar, format_spec, join_names, nearest, parse_spec
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from gradcut.ops import Builder
-
-    Updated: TypeAlias = tuple[ir.Value, dict[str, ir.Value]]
+Updated: TypeAlias = tuple[ir.Value, dict[str, ir.Value]]
 
 
 class Scalars:
@@ -82,8 +80,6 @@ class Optimizer(ABC):
         Computed in the parameter's dtype; in FLOAT where that is a half precision type, whose range eps and
         the squares of gradients leave.
         """
-        import onnx_ir as ir
-
         work = ir.DataType.DOUBLE if parameter.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
         state = {slot: b.Cast(slots[slot], to=work) for slot in self.slots}
         operands = b.Cast(parameter, to=work), b.Cast(gradient, to=work)
@@ -131,27 +127,23 @@ class SGD(Optimizer):
 
     def prepare(self, b: Builder, lr: ir.Value, step: ir.Value) -> Scalars:
         """The new gradient's share in the buffer is 1 in the first step, then 1 - dampening, as torch's."""
-        import onnx_ir as ir
-
-        one, rest = (b.constant(value, ir.DataType.DOUBLE) for value in (1.0, 1.0 - self.dampening))
         values = {"lr": b.Cast(lr, to=ir.DataType.DOUBLE)}
         if self.momentum and self.dampening:
+            one, rest = (b.constant(value, ir.DataType.DOUBLE) for value in (1.0, 1.0 - self.dampening))
             values["share"] = b.Where(b.Equal(step, 0), one, rest)
         return Scalars(b, values)
 
     def _update(
         self, b: Builder, prepared: Scalars, p: ir.Value, g: ir.Value, slots: Mapping[str, ir.Value]
     ) -> Updated:
-        """d = g + wd p;  buf' = momentum buf + share d;  p' = p - lr buf' (Nesterov: lr (d + momentum buf'))."""
+        """d = g + wd p;  buf' = momentum buf + share d;  p' = p - lr (buf', Nesterov: d + momentum buf')."""
         lr = prepared.like("lr", p)
         d = -g if self.maximize else g
         if self.weight_decay:
             d = d + p * self.weight_decay
         if not self.momentum:
             return p - d * lr, {}
-        buffer = slots["momentum_buffer"] * self.momentum + (
-            d * prepared.like("share", p) if self.dampening else d
-        )
+        buffer = slots["momentum_buffer"] * self.momentum + (d * prepared.like("share", p) if self.dampening else d)
         direction = d + buffer * self.momentum if self.nesterov else buffer
         return p - direction * lr, {"momentum_buffer": buffer}
 
@@ -181,8 +173,6 @@ class AdamW(Optimizer):
 
     def prepare(self, b: Builder, lr: ir.Value, step: ir.Value) -> Scalars:
         """root = sqrt(1 - b2^t);  scale = lr root / (1 - b1^t);  eps = eps root;  decay = 1 - lr wd."""
-        import onnx_ir as ir
-
         rate, done = (b.Cast(value, to=ir.DataType.DOUBLE) for value in (lr, step))
         with b.arithmetic():
             t = done + 1.0

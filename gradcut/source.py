@@ -34,14 +34,10 @@ def load(model: Source) -> ir.Model:
     if isinstance(model, onnx.ModelProto):
         return _from_proto(model)
     if not isinstance(model, (str, os.PathLike)):
-        raise ImportModelError(
-            f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}"
-        )
+        raise ImportModelError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
     path = Path(model)
     if path.is_dir():
-        raise ImportModelError(
-            f"{path} is a directory; give the model file in it, such as {path / 'model.onnx'}"
-        )
+        raise ImportModelError(f"{path} is a directory; give the model file in it, such as {path / 'model.onnx'}")
     if not path.is_file():
         raise ImportModelError(f"{path}: there is no such file")
     loaded = _read_text(path) if path.suffix in _TEXT else _read_binary(path)
@@ -97,9 +93,7 @@ def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     for graph in model.graphs():
         for node in graph:
             tensors += [
-                a.as_tensor()
-                for a in node.attributes.values()
-                if a.type == ir.AttributeType.TENSOR and not a.is_ref()
+                a.as_tensor() for a in node.attributes.values() if a.type == ir.AttributeType.TENSOR and not a.is_ref()
             ]
     return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
 
@@ -115,9 +109,7 @@ def _check_external(model: ir.Model, folder: Path) -> None:
                 f"tensor {tensor.name!r} refers to {location!r}, which lies outside the model's folder"
             )
         if not target.is_file():
-            raise ExternalDataError(
-                f"tensor {tensor.name!r} needs {location!r}, which is not beside the model"
-            )
+            raise ExternalDataError(f"tensor {tensor.name!r} needs {location!r}, which is not beside the model")
         end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
         if end > target.stat().st_size:
             raise ExternalDataError(

@@ -20,6 +20,9 @@ TRAINABLE = "gradcut.trainable"
 QUESTION = "gradcut.question"
 GRADIENTS = "gradcut.gradients"
 PIPELINE = "gradcut.pipeline"
+LOSS = "gradcut.loss"
+#: Key of `ir.Model.meta`, which no file holds: the `Activity` that `propagate` found.
+ACTIVITY = "gradcut.activity"
 
 
 class Pass(ir.passes.InPlacePass):
@@ -43,9 +46,7 @@ class Pass(ir.passes.InPlacePass):
         for key, texts in options.items():
             if key not in fields:
                 hint = nearest(key, fields) or sorted(fields)
-                raise PipelineError(
-                    f"pass {cls.name!r} has no option {key!r}; it has {', '.join(hint) or 'none'}"
-                )
+                raise PipelineError(f"pass {cls.name!r} has no option {key!r}; it has {', '.join(hint) or 'none'}")
             values[fields[key].name] = _parse(cls.name, key, fields[key], texts)
         return cls(**values)
 

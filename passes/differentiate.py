@@ -40,12 +40,14 @@ class Differentiate(Pass):
 
     Attributes:
         seed: ``input``: the cotangent of each output is a new graph input ``<y>_grad``; ``one``: it is 1 (a loss).
-        keep: other outputs of the graph that stay outputs, after the differentiated ones.
+        keep: the graph's other outputs stay outputs, after the differentiated ones.
+        unreached: a wanted value that no path reaches gets ``zeros`` of its run-time shape, or is left out: ``drop``.
     """
 
     name: ClassVar[str] = "differentiate"
     seed: str = "input"
-    keep: tuple[str, ...] = ()
+    keep: bool = False
+    unreached: str = "zeros"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         question = read_json(model, QUESTION)
@@ -54,34 +56,26 @@ class Differentiate(Pass):
         clear_derived(model)
         values = main_values(model.graph)
         of, wrt = ([values[name] for name in question[key]] for key in ("of", "wrt"))
-        kept = [values[name] for name in self.keep]
+        kept = [value for value in model.graph.outputs if value not in of] if self.keep else []
         engine = Reverse(model, of, wrt)
+        unreached = [value.name for value in wrt if value not in engine.active]
+        if self.unreached == "drop":
+            engine.wrt = [value for value in wrt if value in engine.active]
         seeds = engine.seed(self.seed)
         engine.walk()
         gradients = engine.gradients()
         model.graph.extend(engine.b.nodes)
-        _outputs(model, engine, [*of, *(value for value in kept if value not in of)], gradients)
+        forward = [value.name for value in (*of, *kept)]
+        _outputs(model, engine, [*of, *kept], gradients)
         del model.metadata_props[QUESTION]
-        names = [output.name for output in model.graph.outputs[-len(wrt) :]]
-        outputs = [output.name for output in model.graph.outputs[: -len(wrt)]]
-        write_json(
-            model,
-            GRADIENTS,
-            {
-                "of": dict(
-                    zip(
-                        [*question["of"], *(n for n in self.keep if n not in question["of"])],
-                        outputs,
-                        strict=True,
-                    )
-                ),
-                "seeds": dict(zip(question["of"], [seed.name for seed in seeds], strict=True))
-                if seeds
-                else {},
-                "wrt": dict(zip(question["wrt"], names, strict=True)),
-                "unreached": [v.name for v in wrt if v not in engine.active],
-            },
-        )
+        names = [output.name for output in model.graph.outputs]
+        written = {
+            "of": dict(zip(forward, names, strict=False)),
+            "seeds": {value.name: seed.name for value, seed in zip(of, seeds, strict=False)},
+            "wrt": dict(zip([value.name for value in engine.wrt], names[len(forward) :], strict=True)),
+            "unreached": unreached,
+        }
+        write_json(model, GRADIENTS, written)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -120,9 +114,7 @@ class Reverse:
                 cotangent = self.b.constant(1.0, value.dtype)
                 cotangent.shape = value.shape
             else:
-                cotangent = ir.Value(
-                    name=self.names.fresh(f"{value.name}{SUFFIX}"), type=value.type, shape=value.shape
-                )
+                cotangent = ir.Value(name=self.names.fresh(f"{value.name}{SUFFIX}"), type=value.type, shape=value.shape)
                 self.graph.inputs.append(cotangent)
                 seeds.append(cotangent)
             if value in self.active:
@@ -138,10 +130,7 @@ class Reverse:
 
     def gradients(self) -> list[ir.Value]:
         """The cotangent of each wanted value; zeros of its run-time shape where no path reaches it."""
-        return [
-            self._sum(value) if self.contributions.get(value) else self.b.zeros_like(value)
-            for value in self.wrt
-        ]
+        return [self._sum(value) if self.contributions.get(value) else self.b.zeros_like(value) for value in self.wrt]
 
     def named(self, gradients: Sequence[ir.Value]) -> Iterator[tuple[str, ir.Value]]:
         """Each gradient with the name it should have as an output."""
@@ -201,9 +190,7 @@ class Reverse:
             for operand, cotangent in rule.vjp(adjoint):
                 index = adjoint.index(operand)
                 if index not in adjoint.wanted or index in served:
-                    raise AssertionError(
-                        f"rule of {node.op_type} yields operand {operand!r}, which is not wanted"
-                    )
+                    raise AssertionError(f"rule of {node.op_type} yields operand {operand!r}, which is not wanted")
                 served.add(index)
                 self._tag(start, node, index)
                 start = len(self.b.nodes)
@@ -211,9 +198,7 @@ class Reverse:
                 start = len(self.b.nodes)
         if served != adjoint.wanted:
             missing = ", ".join(operand_label(node, i) for i in sorted(adjoint.wanted - served))
-            raise NoGradientError(
-                node.name or "", node.op_type, self.opset, f"its rule gives none for {missing}"
-            )
+            raise NoGradientError(node.name or "", node.op_type, self.opset, f"its rule gives none for {missing}")
 
     def _tag(self, start: int, node: ir.Node, index: int) -> None:
         for built in self.b.nodes[start:]:

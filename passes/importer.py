@@ -45,7 +45,7 @@ class Import(Pass):
         declare(model)
         _inline(model)
         if model.opset_imports[""] < TARGET:
-            _convert(model)
+            convert_to(model, TARGET)
         _unshadow(model.graph)
         _name_nodes(model)
         TopologicalSortPass()(model)
@@ -122,17 +122,17 @@ def _restore(graph: ir.Graph, before: ir.Graph) -> None:
 # --- opsets --------------------------------------------------------------------------------------------------
 
 
-def _convert(model: ir.Model) -> None:
-    """To opset 21 by ONNX's converter, mended where that is silently wrong (Resize 10, Upsample 9, Hardmax < 13)."""
+def convert_to(model: ir.Model, target: int) -> None:
+    """To a later opset by ONNX's converter, mended where that is silently wrong (Resize 10, Upsample 9, Hardmax < 13)."""
     opset = model.opset_imports[""]
     asymmetric = _old_linear_resizes(model.graph) if opset <= 10 else set()
     if opset < 13:
         _flatten_hardmax(model)
     functions = dict(model.functions)
     model.functions.clear()
-    _through(model, functools.partial(onnx.version_converter.convert_version, target_version=TARGET))
+    _through(model, functools.partial(onnx.version_converter.convert_version, target_version=target))
     model.functions.update(functions)
-    if model.opset_imports[""] != TARGET:
+    if model.opset_imports[""] != target:
         raise ImportModelError(f"onnx's version converter left the model at opset {model.opset_imports['']}")
     for node in model.graph.all_nodes():
         if node.op_type == "Resize" and node.outputs[0].name in asymmetric:

@@ -16,7 +16,7 @@ from gradcut.dialect import declare, is_derived, is_mark, new_mark
 from gradcut.errors import PipelineError, SpecError
 from gradcut.ops import Names, is_float
 from gradcut.parameters import parameters
-from gradcut.passes.base import QUESTION, TRAINABLE, Pass, read_json, register, write_json
+from gradcut.passes.base import ACTIVITY, LOSS, QUESTION, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.stop_gradient import frozen_names
 from gradcut.rules import REGISTRY
 from gradcut.spec import values_of
@@ -29,7 +29,7 @@ class Propagate(Pass):
     """Mark the cut of one question.
 
     Attributes:
-        of: names of the outputs to differentiate.
+        of: names of the outputs to differentiate; empty: the loss, and where there is none, every float output.
         wrt: names of the wanted values; empty: the trainables that `stop-gradient` chose.
     """
 
@@ -40,15 +40,22 @@ class Propagate(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         wrt = self.wrt or tuple(read_json(model, TRAINABLE) or ())
         if not wrt:
-            raise PipelineError(
-                "propagate has nothing to ask for: say wrt=, or choose trainables in stop-gradient"
-            )
+            raise PipelineError("propagate has nothing to ask for: say wrt=, or choose trainables in stop-gradient")
+        of = self.of or _objectives(model)
         clear_derived(model)
-        activity = ask(model, self.of, wrt)
-        write_json(model, QUESTION, {"of": list(self.of), "wrt": list(wrt)})
+        activity = ask(model, of, wrt)
+        model.meta[ACTIVITY] = activity
+        write_json(model, QUESTION, {"of": list(of), "wrt": list(wrt)})
         _insert(model, activity.cut)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _objectives(model: ir.Model) -> tuple[str, ...]:
+    loss = read_json(model, LOSS)
+    if loss is not None:
+        return (loss["loss"],)
+    return tuple(value.name or "" for value in model.graph.outputs if is_float(value))
 
 
 def ask(model: ir.Model, of: Sequence[str], wrt: Sequence[str]) -> Activity:
@@ -79,13 +86,9 @@ def checked_names(what: str, names: Sequence[str], model: ir.Model) -> Sequence[
             raise SpecError(f"{what}: there is no value {name!r}." + (f" Nearest: {hint}." if hint else ""))
         if not is_float(known[name]):
             kind = known[name].dtype
-            raise SpecError(
-                f"{what}: {name!r} is {kind.name if kind else 'unknown'}; only floats carry a gradient"
-            )
+            raise SpecError(f"{what}: {name!r} is {kind.name if kind else 'unknown'}; only floats carry a gradient")
     double = (
-        next((name for name in names if list(names).count(name) > 1), None)
-        if len(set(names)) < len(names)
-        else None
+        next((name for name in names if list(names).count(name) > 1), None) if len(set(names)) < len(names) else None
     )
     if double is not None:
         raise SpecError(f"{what}: {double!r} is named twice")

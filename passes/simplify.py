@@ -85,10 +85,7 @@ def _transposed(graph: ir.Graph, node: ir.Node) -> None:
 
 def _swap_product(graph: ir.Graph, node: ir.Node, product: ir.Node) -> None:
     """(A B)^T = B^T A^T, for a Gemm without C that only the transpose reads."""
-    if (
-        len([value for value in product.inputs if value is not None]) != 2
-        or product.outputs[0].is_graph_output()
-    ):
+    if len([value for value in product.inputs if value is not None]) != 2 or product.outputs[0].is_graph_output():
         return
     a, b = product.inputs[0], product.inputs[1]
     flag = lambda name: product.attributes[name].as_int() if name in product.attributes else 0

@@ -46,12 +46,8 @@ def _check_calls(model: ir.Model, after: str) -> None:
 
 def _check_call(model: ir.Model, node: ir.Node, after: str) -> None:
     if node.op_identifier() not in model.functions:
-        raise VerifyError(
-            f"after {after} node {node.name!r} calls {node.op_type}, which the model does not hold"
-        )
+        raise VerifyError(f"after {after} node {node.name!r} calls {node.op_type}, which the model does not hold")
     op = DIALECT.get(node.op_type)
     missing = set(op.attributes) - set(node.attributes) if op is not None else set()
     if missing:
-        raise VerifyError(
-            f"after {after} node {node.name!r} ({node.op_type}) lacks {', '.join(sorted(missing))}"
-        )
+        raise VerifyError(f"after {after} node {node.name!r} ({node.op_type}) lacks {', '.join(sorted(missing))}")

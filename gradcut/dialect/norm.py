@@ -10,9 +10,7 @@ from gradcut.ops import AttrRef, Builder
 
 
 @dialect_op("dXhat Xhat InvStdDev axes")
-def normalization_grad(
-    b: Builder, dXhat: ir.Value, Xhat: ir.Value, InvStdDev: ir.Value, axes: ir.Value
-) -> ir.Value:
+def normalization_grad(b: Builder, dXhat: ir.Value, Xhat: ir.Value, InvStdDev: ir.Value, axes: ir.Value) -> ir.Value:
     """dX of Xhat = (X - mean) * InvStdDev, both statistics taken over `axes`.
 
     dX = InvStdDev * (dXhat - mean(dXhat) - Xhat * mean(dXhat * Xhat)); Ba et al. 2016 (layer), Ioffe and Szegedy

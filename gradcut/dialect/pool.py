@@ -47,9 +47,7 @@ def average_pool_grad(
     size = b.Slice(shape, b.ints([2]), b.ints([2**62]), b.ints([0]))
     ones_shape = b.Concat(b.ints([1, 1]), b.attribute_ints(kernel_shape), axis=0)
     kernel = b.Expand(b.scalar_like(1.0, dY), ones_shape)
-    single = b.Concat(
-        b.ints([-1, 1]), b.Slice(b.Shape(dY), b.ints([2]), b.ints([2**62]), b.ints([0])), axis=0
-    )
+    single = b.Concat(b.ints([-1, 1]), b.Slice(b.Shape(dY), b.ints([2]), b.ints([2**62]), b.ints([0])), axis=0)
     full = b.ConvTranspose(b.Reshape(dY, single), kernel, strides=strides, dilations=dilations)
     begins = b.Slice(b.attribute_ints(pads), b.ints([0]), b.Shape(size), b.ints([0]))
     cut = b.Slice(full, begins, begins + size, spatial_axes(b, strides))

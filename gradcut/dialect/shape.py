@@ -28,9 +28,7 @@ def sum_to_shape(b: Builder, X: ir.Value, shape: ir.Value) -> ir.Value:
 
 
 @dialect_op("dY indices shape", axis=AttributeType.INT)
-def gather_grad(
-    b: Builder, dY: ir.Value, indices: ir.Value, shape: ir.Value, *, axis: int | AttrRef
-) -> ir.Value:
+def gather_grad(b: Builder, dY: ir.Value, indices: ir.Value, shape: ir.Value, *, axis: int | AttrRef) -> ir.Value:
     """d Gather(data, indices, axis): rows of dY added up at their indices; `shape` is that of data.
 
     The gathered axis of data is moved to the front, the rest made one, so that each index owns a row.
@@ -44,9 +42,7 @@ def gather_grad(
     outer = b.Reshape(b.ReduceProd(before, keepdims=0), one)
     inner = b.Reshape(b.ReduceProd(after, keepdims=0), one)
     rows = b.Reshape(dY, b.Concat(outer, b.Reshape(n, one), inner, axis=0), allowzero=1)
-    rows = b.Reshape(
-        b.Transpose(rows, perm=[1, 0, 2]), b.Concat(b.Reshape(n, one), outer * inner, axis=0), allowzero=1
-    )
+    rows = b.Reshape(b.Transpose(rows, perm=[1, 0, 2]), b.Concat(b.Reshape(n, one), outer * inner, axis=0), allowzero=1)
     flat = b.Reshape(b.Cast(indices, to=ir.DataType.INT64), b.Concat(b.Reshape(n, one), one, axis=0))
     flat = b.Where(b.Less(flat, b.ints([0])), b.Add(flat, size), flat)
     zeros = _zeros_like(b, dY, b.Concat(size, outer * inner, axis=0))
@@ -101,6 +97,4 @@ def spatial_axes(b: Builder, strides: Sequence[int] | AttrRef) -> ir.Value:
     if not isinstance(strides, AttrRef):
         return b.ints(range(2, 2 + len(strides)))
     end = b.Add(b.Size(b.attribute_ints(strides)), b.constant(2, ir.DataType.INT64))
-    return b.Range(
-        b.constant(2, ir.DataType.INT64), end, b.constant(1, ir.DataType.INT64), dtype=ir.DataType.INT64
-    )
+    return b.Range(b.constant(2, ir.DataType.INT64), end, b.constant(1, ir.DataType.INT64), dtype=ir.DataType.INT64)

@@ -5,7 +5,5 @@ from __future__ import annotations
 from gradcut.rules.registry import zero
 
 zero("Floor Ceil Round Sign Hardmax")
-zero(
-    "ConstantOfShape EyeLike RandomNormalLike RandomUniformLike RandomNormal RandomUniform Bernoulli Multinomial"
-)
+zero("ConstantOfShape EyeLike RandomNormalLike RandomUniformLike RandomNormal RandomUniform Bernoulli Multinomial")
 zero("Shape Size NonZero ArgMax ArgMin IsNaN IsInf Constant")

@@ -85,9 +85,7 @@ def window_attributes(op: Adjoint, kernel: str | None = None) -> dict[str, list[
     return {"kernel_shape": list(size), "strides": strides, "dilations": dilations, "pads": pads}
 
 
-def _same_pads(
-    op: Adjoint, mode: str, size: list[int], strides: list[int], dilations: list[int]
-) -> list[int]:
+def _same_pads(op: Adjoint, mode: str, size: list[int], strides: list[int], dilations: list[int]) -> list[int]:
     """As the ONNX page of Conv: the output is ceil(input / stride); an odd pad goes to the end for SAME_UPPER."""
     begins, ends = [], []
     dims: list[Dim] = list(op["X"].shape or ())[2:]

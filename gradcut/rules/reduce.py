@@ -31,9 +31,7 @@ def reduce_extremum(op: Adjoint) -> Cotangents:
     """Equal elements share the cotangent equally, as torch.amax."""
     b, data = op.b, op["data"]
     hit = b.Cast(b.Equal(data, _keep(op, op.out())), to=data.dtype)
-    count = b.op(
-        "ReduceSum", hit, op.get("axes"), keepdims=1, noop_with_empty_axes=op.attr("noop_with_empty_axes", 0)
-    )
+    count = b.op("ReduceSum", hit, op.get("axes"), keepdims=1, noop_with_empty_axes=op.attr("noop_with_empty_axes", 0))
     dX = hit * (_keep(op, op.dY) / count)
     dX.shape = data.shape
     yield "data", dX

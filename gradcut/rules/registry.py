@@ -197,9 +197,7 @@ def is_variadic(domain: str, op_type: str) -> bool:
     """Whether the last operand of the operator stands for any number of them."""
     schema = _schema(domain, op_type)
     return bool(
-        schema
-        and schema.inputs
-        and schema.inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+        schema and schema.inputs and schema.inputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
     )
 
 
@@ -215,9 +213,7 @@ def operand_name(rule: Rule, node: ir.Node, index: int) -> str:
 def operand_label(node: ir.Node, index: int) -> str:
     """How a person names operand `index` of a node: ``W``, or ``inputs[2]`` for one of many."""
     rule = REGISTRY.find(node)
-    names = (
-        rule.operands if rule is not None and rule.operands else schema_operands(node.domain, node.op_type)
-    )
+    names = rule.operands if rule is not None and rule.operands else schema_operands(node.domain, node.op_type)
     last = len(names) - 1
     if names and index >= last and is_variadic(node.domain, node.op_type):
         return f"{names[-1]}[{index - last}]"

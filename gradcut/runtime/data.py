@@ -56,8 +56,7 @@ def _member(path: str | os.PathLike[str], archive: Any, key: str) -> Array:
         if "pickle" not in str(error):
             raise
         raise DataError(
-            f"{path}: {key!r} is an array of Python objects, which would have to be unpickled; "
-            "give it a numeric dtype"
+            f"{path}: {key!r} is an array of Python objects, which would have to be unpickled; give it a numeric dtype"
         ) from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: {key!r} is not a npy array")
@@ -86,8 +85,7 @@ def check_keys(data: Mapping[str, Any], expected: Iterable[str]) -> None:
     hints = [f"{name!r} may be {close[0]!r}" for name in missing if (close := nearest(name, data, 1))]
     hint = f" ({'; '.join(hints)})" if hints else ""
     raise DataError(
-        f"the data lacks {join_names(map(repr, missing))}{hint}; "
-        f"it has {join_names(map(repr, data)) or 'nothing'}"
+        f"the data lacks {join_names(map(repr, missing))}{hint}; it has {join_names(map(repr, data)) or 'nothing'}"
     )
 
 

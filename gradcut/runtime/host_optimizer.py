@@ -3,7 +3,7 @@
 One call updates everything. The tensors stand in a table of addresses, cut into parts of equal element count,
 so that neither sixty small tensors nor one large one cost more than their memory traffic. The kernels release
 the GIL, and parts run on a thread pool of our own: OpenMP's workers, like ONNX Runtime's, spin after their work
-is done, and take the cores from whoever is next (so a session beside this wants ``session.force_spinning_stop``).
+is done and take the cores from whoever is next (a session beside this wants ``session.force_spinning_stop``).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _kernel(optimizer: Optimizer) -> Kernel:
 
 
 def _scalars(optimizer: Optimizer, lr: float, step: int) -> list[float]:
-    """The factors that `Optimizer.prepare` and `Optimizer.update` build into the graph, in the kernels' order."""
+    """The factors that `Optimizer.prepare` and `update` build into a graph, in the kernels' order."""
     if isinstance(optimizer, AdamW):
         return _adamw_scalars(optimizer, lr, step + 1)
     assert isinstance(optimizer, SGD)
@@ -168,8 +168,8 @@ class _Table:
 def cut(sizes: Sequence[int], parts: int) -> tuple[Array, list[tuple[int, int]]]:
     """Cut tensors laid end to end into `parts` of equal length.
 
-    Returns segments, INT64 [n, 3], each (tensor, first element, elements) within one tensor, and for each part its
-    segments as a range (first, last). Tensors without elements are in no segment.
+    Returns segments, INT64 [n, 3], each (tensor, first element, elements) within one tensor, and for each part
+    its segments as a range (first, last). Tensors without elements are in no segment.
     """
     total = sum(sizes)
     bounds = [total * part // parts for part in range(1, parts + 1)]
@@ -215,16 +215,14 @@ class HostOptimizer:
         groups: dict[np.dtype[Any], list[str]] = {}
         for name, array in parameters.items():
             groups.setdefault(array.dtype, []).append(name)
-        self._tables = [
-            _Table(names, [rows[name] for name in names], self._threads) for names in groups.values()
-        ]
+        self._tables = [_Table(names, [rows[name] for name in names], self._threads) for names in groups.values()]
         self._pool: ThreadPoolExecutor | None = None
 
     def step(self, gradients: Mapping[str, Array], lr: float, step: int) -> None:
         """One update.
 
         Args:
-            gradients: by parameter name, of the parameters' shapes and dtypes; further names are not looked at.
+            gradients: by parameter name, of the parameters' shapes and dtypes; other names are passed over.
             lr: the learning rate of this step.
             step: updates done before this one.
 
@@ -257,9 +255,7 @@ class HostOptimizer:
         return self._pool
 
 
-def _row(
-    optimizer: Optimizer, name: str, parameter: Array, slots: Mapping[str, Mapping[str, Array]]
-) -> list[Array]:
+def _row(optimizer: Optimizer, name: str, parameter: Array, slots: Mapping[str, Mapping[str, Array]]) -> list[Array]:
     """The parameter and its slots, checked."""
     if parameter.dtype not in (np.float32, np.float64):
         raise SpecError(

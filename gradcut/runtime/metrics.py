@@ -26,17 +26,14 @@ def accuracy(logits: Array, labels: Array, ignore_index: int = -100, axis: int |
     return hits / counted if counted else float("nan")
 
 
-def hits_and_count(
-    logits: Array, labels: Array, ignore_index: int = -100, axis: int | None = None
-) -> tuple[int, int]:
+def hits_and_count(logits: Array, labels: Array, ignore_index: int = -100, axis: int | None = None) -> tuple[int, int]:
     """`accuracy` as numerator and denominator, to be summed over batches."""
     if axis is None and logits.ndim != 2:
         raise SpecError(f"logits of rank {logits.ndim} need axis=, the axis of the classes")
     chosen = np.argmax(logits, axis=1 if axis is None else axis)
     if chosen.shape != labels.shape:
         raise FeedError(
-            f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: "
-            f"{chosen.shape} is wanted"
+            f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: {chosen.shape} is wanted"
         )
     counts = labels != ignore_index
     return int(np.sum((chosen == labels) & counts)), int(np.sum(counts))

@@ -30,7 +30,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], meta: Mappi
     the file cannot be written (a full disk): the file that was there is then as before.
     """
     stored = {name: _storable(path, name, tensors[name]) for name in sorted(tensors)}
-    record = _dump(path, {"checksum": _checksum(stored), "meta": dict(meta)})
+    plain = json.loads(_dump(path, dict(meta)))
+    record = _dump(path, {"checksum": _checksum(stored, plain), "meta": plain})
     try:
         atomic_write(path, lambda temporary: _write(temporary, stored, record))
     except (OSError, SafetensorError) as error:
@@ -58,10 +59,11 @@ def _dump(path: str | os.PathLike[str], record: Mapping[str, Any]) -> str:
         raise CheckpointError(f"{path}: the checkpoint's record is no JSON: {error}") from error
 
 
-def _checksum(tensors: Mapping[str, Array]) -> int:
-    """CRC-32 over the tensors' bytes by name: safetensors itself notices a short file, not a flipped bit."""
-    checksum = 0
-    for name in sorted(tensors):
+def _checksum(tensors: Mapping[str, Array], meta: Mapping[str, Any]) -> int:
+    """CRC-32 over all there is: safetensors itself notices a short file, not a flipped bit."""
+    heads = [(name, array.dtype.name, array.shape) for name, array in sorted(tensors.items())]
+    checksum = zlib.crc32(json.dumps([heads, meta], sort_keys=True).encode())
+    for name, _, _ in heads:
         checksum = zlib.crc32(tensors[name].reshape(-1).view(np.uint8).data, checksum)
     return checksum
 
@@ -77,8 +79,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if record.get("checksum") != _checksum(tensors):
-        raise _damaged(path, "its checksum does not fit its tensors")
+    if record.get("checksum") != _checksum(tensors, record["meta"]):
+        raise _damaged(path, "its checksum does not fit its content")
     return tensors, record["meta"]
 
 

@@ -1,0 +1,166 @@
+"""What `compile` gives: graphs, tensors and a manifest, in memory or in a directory.
+
+DIR/model.onnx              the model as it was given, with its marks
+DIR/training_model.onnx     loss, outputs, gradients and next state from inputs, trainables and state
+DIR/optimizer_model.onnx    the next parameters and slots
+DIR/step_model.onnx         both in one
+DIR/eval_model.onnx         loss and outputs in inference mode
+DIR/checkpoint.safetensors  parameters, optimizer state, running statistics, step, seed
+DIR/weights.bin             large weights, once for all graphs
+DIR/manifest.json           the roles of every input and output, what was cut and why, hashes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut import checkpoint
+from gradcut.errors import ArtifactsError
+from gradcut.io import atomic_directory, sha256
+
+SCHEMA, VERSION = "gradcut.artifacts", 1
+MANIFEST = "manifest.json"
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "weights.bin"
+GRAPHS = ("training_model", "optimizer_model", "step_model", "eval_model")
+#: A tensor of at least this many bytes that graphs share is written once, beside them.
+SHARED_BYTES = 1 << 16
+_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class TrainingArtifacts:
+    """A compiled training program.
+
+    Attributes:
+        model: the model as it was given, with its marks.
+        training_model, optimizer_model, step_model, eval_model: the graphs.
+        tensors: what the checkpoint starts with, by the names that the graphs' inputs have.
+        manifest: everything a host needs to know, as JSON; see the README.
+        folder: where the artifacts were loaded from, None for fresh ones.
+    """
+
+    model: ir.Model
+    training_model: ir.Model
+    optimizer_model: ir.Model
+    step_model: ir.Model
+    eval_model: ir.Model
+    tensors: Mapping[str, np.ndarray]
+    manifest: dict[str, Any]
+    folder: Path | None = field(default=None, compare=False)
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write the directory whole or not at all.
+
+        Raises:
+            ArtifactsError: `path` holds something else than artifacts, or artifacts that were trained, and not
+                `force`.
+        """
+        target = Path(path)
+        _check_target(target, force)
+        with atomic_directory(target) as staging:
+            graphs = {"model": self.model, **{name: getattr(self, name) for name in GRAPHS}}
+            shared = _write_weights(graphs, staging)
+            for name, graph in graphs.items():
+                ir.save(_with_external(graph, shared, staging), staging / f"{name}.onnx")
+            checkpoint.save(staging / CHECKPOINT, self.tensors, self.manifest["start"])
+            files = sorted(file.name for file in staging.iterdir() if file.name != CHECKPOINT)
+            manifest = {**self.manifest, "files": {name: sha256(staging / name) for name in files}}
+            (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TrainingArtifacts:
+        """Artifacts from their directory, files checked against the manifest's hashes.
+
+        Raises:
+            ArtifactsError: no artifacts there, of another version, or a file changed since.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        for name, digest in manifest["files"].items():
+            if not (folder / name).is_file():
+                raise ArtifactsError(f"{folder}: {name} is missing; compile again")
+            if sha256(folder / name) != digest:
+                raise ArtifactsError(f"{folder}: {name} is not the file that was compiled; compile again")
+        graphs = {name: ir.load(folder / f"{name}.onnx") for name in ("model", *GRAPHS)}
+        tensors, _ = checkpoint.load(folder / CHECKPOINT)
+        return cls(**graphs, tensors=tensors, manifest=manifest, folder=folder)
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The parameters that get a gradient and are updated, by the names of the given file."""
+        return tuple(one["name"] for one in self.manifest["trainable"])
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a directory of artifacts."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactsError(f"{folder} holds no artifacts ({MANIFEST} is missing); make them with gradcut compile")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactsError(f"{path} is damaged ({error}); compile again") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise ArtifactsError(f"{path} is no manifest of gradcut's")
+    if manifest.get("version") != VERSION:
+        raise ArtifactsError(
+            f"{folder} was made by another version (manifest version {manifest.get('version')}, this one reads "
+            f"{VERSION}); compile again"
+        )
+    return manifest
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir() or not (target / MANIFEST).is_file():
+        raise ArtifactsError(f"{target} is there already and holds no artifacts; choose another place")
+    if (target / "metrics.jsonl").exists() and not force:
+        raise ArtifactsError(f"{target} was trained; it is overwritten only with --force (save(..., force=True))")
+
+
+# --- weights, once -------------------------------------------------------------------------------------------
+
+
+def _large(graph: ir.Model) -> dict[str, ir.TensorProtocol]:
+    found = {}
+    for name, value in graph.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= SHARED_BYTES and tensor.dtype != ir.DataType.STRING:
+            found[name] = tensor
+    return found
+
+
+def _write_weights(graphs: Mapping[str, ir.Model], folder: Path) -> dict[int, tuple[int, int]]:
+    """Write each large tensor once; offset and length by the tensor's identity (graphs share the objects)."""
+    places: dict[int, tuple[int, int]] = {}
+    tensors = {id(t): t for graph in graphs.values() for t in _large(graph).values()}
+    if not tensors:
+        return places
+    with open(folder / WEIGHTS, "wb") as file:
+        for key, tensor in tensors.items():
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+            places[key] = (file.tell(), tensor.nbytes)
+            tensor.tofile(file) if hasattr(tensor, "tofile") else file.write(tensor.tobytes())
+    return places
+
+
+def _with_external(model: ir.Model, places: Mapping[int, tuple[int, int]], folder: Path) -> ir.Model:
+    if not places:
+        return model
+    copy = model.clone()
+    for name, tensor in _large(model).items():
+        offset, length = places[id(tensor)]
+        copy.graph.initializers[name].const_value = ir.ExternalTensor(
+            WEIGHTS, offset, length, tensor.dtype, shape=tensor.shape, name=name, base_dir=folder
+        )
+    return copy

@@ -1,0 +1,403 @@
+"""`compile`: what the user asked for -> a pipeline -> artifacts."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut.activity import NO_PATH, Activity, FlowGraph
+from gradcut.artifacts import SCHEMA, VERSION, TrainingArtifacts
+from gradcut.cost import Cost, estimate
+from gradcut.errors import LossError, NothingTrainsError, SpecError
+from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, step_graph
+from gradcut.ops import Names, static_dims
+from gradcut.optimizers import AdamW, Optimizer, parse_optimizer
+from gradcut.parameters import decide
+from gradcut.passes import (
+    AttachLoss,
+    Differentiate,
+    Emit,
+    Import,
+    Lower,
+    Pass,
+    Pipeline,
+    Propagate,
+    Simplify,
+    Specialize,
+    StopGradient,
+)
+from gradcut.passes.base import ACTIVITY, FROZEN, GRADIENTS, LOSS, PIPELINE, TRAINABLE, read_json
+from gradcut.passes.loss import attach_graph, split_path
+from gradcut.passes.pipeline import Watch, collection_held
+from gradcut.passes.random import DRAWS
+from gradcut.passes.specialize import MODES, STATE
+from gradcut.passes.stop_gradient import insert_marks
+from gradcut.rules import REGISTRY
+from gradcut.source import Source, own
+from gradcut.spec import as_patterns, match_values
+from gradcut.text import join_names
+
+Patterns = str | Sequence[str]
+#: The lowest onnxruntime that takes what is emitted, by opset.
+RUNTIMES = {21: "1.20", 22: "1.20", 23: "1.22", 24: "1.23", 25: "1.25", 26: "1.26"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One compilation, with everything said in one form."""
+
+    loss: str
+    train: tuple[str, ...]
+    freeze: tuple[str, ...]
+    stop_at: tuple[str, ...]
+    optimizer: Optimizer
+    target: str
+    strict: bool
+    batch_norm: str
+    dropout: str
+    seed: int
+
+    def head(self) -> Pipeline:
+        """Up to the loss; what comes after depends on whether there is one."""
+        choose = StopGradient(at=self.stop_at, train=self.train, freeze=self.freeze, choose=True)
+        return Pipeline((Import(), choose, AttachLoss(spec=self.loss)))
+
+    def tail(self, has_loss: bool) -> Pipeline:
+        return Pipeline((*self.backward(has_loss), Lower(target=self.target), Emit()))
+
+    def backward(self, has_loss: bool) -> tuple[Pass, ...]:
+        return (
+            Propagate(),
+            Specialize(batch_norm=self.batch_norm, dropout=self.dropout),
+            Differentiate(seed="one" if has_loss else "input", keep=True, unreached="drop"),
+            Simplify(),
+        )
+
+
+def compile(
+    model: Source,
+    loss: str | Source | None = None,
+    train: Patterns | None = None,
+    freeze: Patterns = (),
+    stop_at: Patterns = (),
+    optimizer: Optimizer | str | None = None,
+    target: str = "onnx",
+    strict: bool = False,
+    batch_norm: str = "auto",
+    dropout: str = "auto",
+    seed: int = 0,
+    *,
+    verify_each: bool = False,
+    watch: Watch | None = None,
+) -> TrainingArtifacts:
+    """Compile a model into training graphs.
+
+    Args:
+        model: a path, a proto or an IR model; it is not changed.
+        loss: ``cross_entropy:output=logits,axis=1``, a loss graph (a path, ``FILE.onnx:its_input=model_output``, or a
+            model), or None: a scalar float output is the loss, and without one the cotangents are inputs.
+        train: patterns over parameters and module scopes; None: every parameter.
+        freeze: likewise; joined with what the model itself freezes, and wins over `train`.
+        stop_at: patterns over values, scopes and single uses, for marks that stay in the model.
+        optimizer: AdamW() by default.
+        strict: a trainable that the loss does not reach is an error; otherwise it is left out of training and said.
+        batch_norm, dropout: ``auto``, ``train`` or ``eval``; see `gradcut.passes.Specialize`.
+        seed: what Dropout draws from.
+        verify_each: check the model after every pass. watch: called after every pass with it, the model, seconds.
+
+    Raises:
+        GradcutError: see `gradcut.errors`; nothing is written.
+    """
+    request = Request(
+        "" if loss is None or not isinstance(loss, str) else loss,
+        *(as_patterns(patterns) for patterns in (train, freeze, stop_at)),
+        _optimizer(optimizer),
+        target,
+        strict,
+        batch_norm,
+        dropout,
+        int(seed),
+    )
+    given = own(model)
+    with collection_held():
+        work = given.clone()
+        head = request.head()
+        if loss is not None and not isinstance(loss, str):
+            head = Pipeline(head.passes[:2])
+        head.run(work, verify_each=verify_each, watch=watch)
+        if loss is not None and not isinstance(loss, str):
+            attach_graph(work, own(loss), {}, "the loss graph")
+        return _Compilation(request, given, work, head, verify_each, watch).artifacts()
+
+
+def _optimizer(optimizer: Optimizer | str | None) -> Optimizer:
+    if isinstance(optimizer, str):
+        return parse_optimizer(optimizer)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise SpecError(
+            f"an optimizer is gradcut.SGD(...), gradcut.AdamW(...) or text such as 'adamw:lr=1e-3', not {optimizer!r}"
+        )
+    return optimizer if optimizer is not None else AdamW()
+
+
+class _Compilation:
+    """From a model with its loss attached to artifacts."""
+
+    def __init__(
+        self,
+        request: Request,
+        given: ir.Model,
+        work: ir.Model,
+        head: Pipeline,
+        verify_each: bool,
+        watch: Watch | None,
+    ) -> None:
+        self.request, self.given, self.work = request, given, work
+        self.loss = read_json(work, LOSS)
+        self.pipeline = Pipeline((*head.passes, *request.tail(self.loss is not None).passes))
+        self.forward = work.clone()
+        self.decisions = decide(self.forward.graph, REGISTRY)
+        self.user_inputs = [value.name for value in given.graph.inputs if value.name not in given.graph.initializers]
+        tail = Pipeline(self.pipeline.passes[len(head.passes) :])
+        self.cost: Cost | None = None
+        tail.run(work, verify_each=verify_each, watch=self._watched(watch))
+        self.activity: Activity = work.meta[ACTIVITY]
+        self.gradients = read_json(work, GRADIENTS)
+        self.state = read_json(work, STATE) or {}
+        self.draws = read_json(work, DRAWS) or {}
+        self.modes = read_json(work, MODES) or {}
+        self._check_reached()
+
+    def _watched(self, watch: Watch | None) -> Watch:
+        """Costs are estimated on the simplified graph, before lowering."""
+
+        def see(one: Pass, model: ir.Model, seconds: float) -> None:
+            if isinstance(one, Simplify):
+                self.cost = estimate(model.graph)
+            if watch is not None:
+                watch(one, model, seconds)
+
+        return see
+
+    def _check_reached(self) -> None:
+        unreached = self.gradients["unreached"]
+        if unreached and (self.request.strict or not self.gradients["wrt"]):
+            why = "; ".join(f"{name}: {self.blocked[name]}" for name in unreached[:8])
+            what = (
+                "no trainable reaches the loss"
+                if not self.gradients["wrt"]
+                else "strict: some trainables do not reach the loss"
+            )
+            raise NothingTrainsError(f"{what} ({why})")
+
+    # --- graphs ----------------------------------------------------------------------------------------------
+
+    def artifacts(self) -> TrainingArtifacts:
+        request, work = self.request, self.work
+        names = Names.of(work)
+        scalars = StepNames(
+            learning_rate=names.fresh("learning_rate"),
+            step=self.draws.get("step") or names.fresh("step"),
+            step_next=names.fresh("step_next"),
+            seed=self.draws.get("seed"),
+        )
+        trained = name_trained(work, self.gradients["wrt"], request.optimizer, names)
+        optimizer = optimizer_graph(request.optimizer, trained, scalars, work.opset_imports[""])
+        step = step_graph(work, request.optimizer, trained, scalars, self.state)
+        evaluation = self._evaluation([one.name for one in trained])
+        graphs = {
+            "training_model": work,
+            "optimizer_model": optimizer,
+            "step_model": step,
+            "eval_model": evaluation,
+        }
+        for graph in graphs.values():
+            _sign(graph, self.pipeline)
+        return TrainingArtifacts(
+            model=self._marked(),
+            **graphs,
+            tensors=self._tensors(trained),
+            manifest=self._manifest(graphs, trained, scalars),
+        )
+
+    def _evaluation(self, trained: Sequence[str]) -> ir.Model:
+        passes = (
+            Specialize(batch_norm="eval", dropout="eval"),
+            Lower(target=self.request.target),
+            Emit(inputs=(*trained, *self.state)),
+        )
+        return Pipeline(passes).run(self.forward.clone())
+
+    def _marked(self) -> ir.Model:
+        """The model as it was given, with the marks and freezes that were asked for."""
+        insert_marks(self.given, match_values(self.request.stop_at, self.given.graph), "stop-at")
+        StopGradient()(self.given)
+        self.given.metadata_props[FROZEN] = self.forward.metadata_props.get(FROZEN, "[]")
+        return self.given
+
+    def _tensors(self, trained: Sequence[Trained]) -> dict[str, np.ndarray]:
+        """What the checkpoint starts with: every trained parameter, its slots as zeros, the state that moves."""
+        tensors: dict[str, np.ndarray] = {}
+        for one in trained:
+            tensors[one.name] = _array(self.decisions[one.name].value)
+            for slot in one.slots.values():
+                tensors[slot] = np.zeros(tensors[one.name].shape, tensors[one.name].dtype)
+        for name in self.state:
+            tensors[name] = _array(self.decisions[name].value)
+        return tensors
+
+    # --- manifest --------------------------------------------------------------------------------------------
+
+    def _manifest(
+        self, graphs: Mapping[str, ir.Model], trained: Sequence[Trained], scalars: StepNames
+    ) -> dict[str, Any]:
+        request = self.request
+        opset = self.work.opset_imports[""]
+        roles = self._roles(trained, scalars)
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "producer": _versions(),
+            "target": request.target,
+            "opset": opset,
+            "runtime": {"onnxruntime": f">={RUNTIMES.get(opset, '1.26')}"},
+            "pipeline": str(self.pipeline),
+            "loss": self.loss,
+            "optimizer": {"spec": request.optimizer.spec(), "name": request.optimizer.name, "lr": request.optimizer.lr},
+            "seed": request.seed,
+            "start": {"step": 0, "seed": request.seed},
+            "names": {
+                "learning_rate": scalars.learning_rate,
+                "step": scalars.step,
+                "step_next": scalars.step_next,
+                "seed": scalars.seed,
+            },
+            "graphs": {name: _signature(graph, roles) for name, graph in graphs.items()},
+            "trainable": [
+                {"name": one.name, "gradient": one.gradient, "slots": dict(one.slots), "next": dict(one.next)}
+                for one in trained
+            ],
+            "state": self.state,
+            "parameters": self._parameters({one.name for one in trained}),
+            "batch_norm": self.modes,
+            "unreached": {name: self.blocked[name] for name in self.gradients["unreached"]},
+            "cut": [edge._asdict() for edge in self.activity.cut],
+            "cost": self.cost.as_dict() if self.cost is not None else {},
+        }
+
+    def _roles(self, trained: Sequence[Trained], scalars: StepNames) -> dict[str, str]:
+        roles = {name: "user" for name in self.user_inputs if name}
+        loss = self.loss or {"inputs": [], "loss": None}
+        roles |= {name: "label" for name in loss["inputs"]}
+        roles |= {seed: "cotangent" for seed in self.gradients["seeds"].values()}
+        roles |= dict.fromkeys(self.gradients["of"].values(), "output")
+        roles |= {one.name: "parameter" for one in trained}
+        roles |= {one.gradient: "gradient" for one in trained}
+        roles |= {slot: "slot" for one in trained for slot in one.slots.values()}
+        roles |= {name: "next" for one in trained for name in one.next.values()}
+        roles |= dict.fromkeys(self.state, "state") | dict.fromkeys(self.state.values(), "next")
+        roles |= {scalars.learning_rate: "learning_rate", scalars.step: "step", scalars.step_next: "next"}
+        if scalars.seed is not None:
+            roles[scalars.seed] = "seed"
+        if loss["loss"] is not None:
+            roles[loss["loss"]] = "loss"
+        return roles
+
+    def _parameters(self, trained: set[str]) -> list[dict[str, Any]]:
+        frozen = set(read_json(self.forward, FROZEN) or ())
+        wanted = set(read_json(self.forward, TRAINABLE) or ())
+        listed = []
+        for name, decision in self.decisions.items():
+            if decision.kind != "parameter" and name not in wanted:
+                continue
+            status = "trained" if name in trained else "frozen" if name in frozen else "not-trained"
+            if name in self.gradients["unreached"]:
+                status = "unreached"
+            listed.append({"name": name, "shape": list(decision.shape), "status": status, "reason": decision.reason})
+        return listed
+
+    @property
+    def blocked(self) -> dict[str, str]:
+        """For each trainable that the loss does not reach: what cut it off."""
+        return blocked_by(self.forward, self.activity, self.gradients["unreached"])
+
+
+def blocked_by(model: ir.Model, activity: Activity, names: Sequence[str]) -> dict[str, str]:
+    """The cuts that stand between each value and the outputs, as one line each."""
+    if not names:
+        return {}
+    nowhere = {edge.value for edge in activity.cut if edge.reason == NO_PATH}
+    flow = FlowGraph(model.graph, REGISTRY)
+    values = {value.name: value for flows in (flow.outgoing,) for value in flows}
+    lines = {}
+    for name in names:
+        if name in nowhere or name not in values:
+            lines[name] = NO_PATH
+            continue
+        reached = {value.name for value in flow.forward([values[name]], lambda _: True)}
+        edges = [
+            edge
+            for edge in activity.cut
+            if edge.value in reached and edge.reason not in ("data", "frozen", "not-trained")
+        ]
+        lines[name] = (
+            join_names((f"{e.reason} at {e.value} -> {e.node}" for e in edges), 3)
+            or "nothing on its path has a derivative"
+        )
+    return lines
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    tensor = value.const_value
+    if tensor is None:
+        tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        raise LossError(f"{value.name!r} has no value to start training from")
+    return np.array(tensor.numpy(), copy=True)
+
+
+def _sign(model: ir.Model, pipeline: Pipeline) -> None:
+    """Who made the graph, and how; passes' own notes go."""
+    for key in [key for key in model.metadata_props if key.startswith("gradcut.")]:
+        del model.metadata_props[key]
+    model.metadata_props[PIPELINE] = str(pipeline)
+    model.producer_name, model.producer_version = "gradcut", _own_version()
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("gradcut")
+    except metadata.PackageNotFoundError:  # a run from the checkout
+        return "0"
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("onnx", "onnx_ir", "numpy")}
+    return {"gradcut": _own_version(), "python": platform.python_version(), **packages}
+
+
+def _signature(model: ir.Model, roles: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "inputs": [_port(value, roles) for value in model.graph.inputs],
+        "outputs": [_port(value, roles) for value in model.graph.outputs],
+    }
+
+
+def _port(value: ir.Value, roles: Mapping[str, str]) -> dict[str, Any]:
+    dims = static_dims(value.shape)
+    shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    return {
+        "name": value.name,
+        "role": roles.get(value.name or "", "output"),
+        "dtype": value.dtype.name if value.dtype is not None else None,
+        "shape": list(dims) if dims is not None else shape,
+    }
+
+
+__all__ = ["Request", "blocked_by", "compile", "split_path"]

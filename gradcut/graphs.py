@@ -1,0 +1,134 @@
+"""The graphs beside the training graph: the optimizer's, and the whole step in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from gradcut.ops import Builder, Names
+from gradcut.optimizers import Optimizer
+
+NEXT = "_next"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained parameter and the names of what belongs to it, the same in every graph and in the checkpoint."""
+
+    name: str
+    gradient: str
+    dtype: ir.DataType
+    shape: ir.Shape
+    slots: Mapping[str, str]
+    next: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepNames:
+    """Names of the scalars of a step."""
+
+    learning_rate: str
+    step: str
+    step_next: str
+    seed: str | None
+
+
+def name_trained(training: ir.Model, gradients: Mapping[str, str], optimizer: Optimizer, names: Names) -> list[Trained]:
+    """Names for the slots and the next values of every trained parameter, in the order of the graph's inputs."""
+    inputs = {value.name: value for value in training.graph.inputs}
+    trained = []
+    for name, gradient in gradients.items():
+        value = inputs[name]
+        assert value.dtype is not None and value.shape is not None
+        slots = {slot: names.fresh(f"{name}_{slot}") for slot in optimizer.slots}
+        nexts = {key: names.fresh(f"{key}{NEXT}") for key in (name, *slots.values())}
+        trained.append(Trained(name, gradient, value.dtype, value.shape, slots, nexts))
+    return trained
+
+
+def optimizer_graph(optimizer: Optimizer, trained: Sequence[Trained], scalars: StepNames, opset: int) -> ir.Model:
+    """Parameters, gradients, slots, learning rate and step in; the next of each out."""
+    graph = _empty("optimizer", opset)
+    values: dict[str, ir.Value] = {}
+    for one in trained:
+        for name in (one.name, one.gradient, *one.slots.values()):
+            values[name] = ir.Value(name=name, type=ir.TensorType(one.dtype), shape=one.shape)
+    graph.inputs.extend(values.values())
+    model = _model(graph)
+    names = Names([*values, *(n for one in trained for n in one.next.values())])
+    _append_update(model, optimizer, trained, scalars, values, names)
+    return model
+
+
+def step_graph(
+    training: ir.Model, optimizer: Optimizer, trained: Sequence[Trained], scalars: StepNames, state: Mapping[str, str]
+) -> ir.Model:
+    """The training graph with the update behind it: every state in, its next out. No gradient leaves it.
+
+    Args:
+        state: running statistics and the like: input name -> output name.
+    """
+    model = training.clone()
+    graph = model.graph
+    values = {value.name or "": value for value in (*graph.inputs, *graph.outputs)}
+    gradients = {one.gradient for one in trained}
+    nexts = set(state.values())
+    kept = [value for value in graph.outputs if value.name not in gradients]
+    graph.outputs[:] = [value for value in kept if value.name not in nexts]
+    drawn = [values[name] for name in (scalars.seed, scalars.step) if name in values]
+    graph.inputs[:] = [value for value in graph.inputs if value not in drawn]
+    for one in trained:
+        for name in one.slots.values():
+            values[name] = ir.Value(name=name, type=ir.TensorType(one.dtype), shape=one.shape)
+            graph.inputs.append(values[name])
+    if scalars.seed in values:
+        graph.inputs.append(values[scalars.seed])
+    names = Names.of(model)
+    names.take(n for one in trained for n in one.next.values())
+    _append_update(model, optimizer, trained, scalars, values, names)
+    graph.outputs.extend(value for value in kept if value.name in nexts)
+    return model
+
+
+def _append_update(
+    model: ir.Model,
+    optimizer: Optimizer,
+    trained: Sequence[Trained],
+    scalars: StepNames,
+    values: dict[str, ir.Value],
+    names: Names,
+) -> None:
+    graph = model.graph
+    lr = _scalar(values, scalars.learning_rate, ir.DataType.FLOAT)
+    step = _scalar(values, scalars.step, ir.DataType.INT64)
+    graph.inputs.extend([lr, step])
+    b = Builder(names, prefix="update_")
+    outputs: list[tuple[str, ir.Value]] = []
+    with b.arithmetic():
+        prepared = optimizer.prepare(b, lr, step)
+        for one in trained:
+            slots = {slot: values[name] for slot, name in one.slots.items()}
+            parameter, after = optimizer.update(b, prepared, values[one.name], values[one.gradient], slots)
+            outputs.append((one.next[one.name], parameter))
+            outputs += [(one.next[one.slots[slot]], value) for slot, value in after.items()]
+            for value in (parameter, *after.values()):
+                value.shape = one.shape
+        outputs.append((scalars.step_next, b.Add(step, b.constant(1, ir.DataType.INT64))))
+    graph.extend(b.nodes)
+    for name, value in outputs:
+        value.name = name
+        graph.outputs.append(value)
+
+
+def _scalar(values: dict[str, ir.Value], name: str, dtype: ir.DataType) -> ir.Value:
+    return values.get(name) or ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([]))
+
+
+def _empty(name: str, opset: int) -> ir.Graph:
+    return ir.Graph([], [], nodes=[], opset_imports={"": opset}, name=name)
+
+
+def _model(graph: ir.Graph) -> ir.Model:
+    return ir.Model(graph, ir_version=10)

@@ -1,0 +1,106 @@
+"""A model in wider floats, and the two programs that can run it: onnx's reference evaluator and ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+#: Feeds to outputs, in the order of the graph's outputs.
+Run = Callable[[Mapping[str, Array]], list[Array]]
+
+_WIDTH = {ir.DataType.BFLOAT16: 2, ir.DataType.FLOAT16: 2, ir.DataType.FLOAT: 4, ir.DataType.DOUBLE: 8}
+_DTYPE_ATTRIBUTES = frozenset({"to", "dtype"})
+
+
+def widen(model: ir.Model, to: ir.DataType = ir.DataType.DOUBLE) -> ir.Model:
+    """Turn every narrower float of the model into `to`, in place: values, weights, constants, casts, bodies."""
+    for graph in _all_graphs(model):
+        for value in graph.inputs:
+            _widen_value(value, to)
+        for value in graph.initializers.values():
+            _widen_value(value, to)
+            if value.const_value is not None:
+                value.const_value = _widen_tensor(value.const_value, to)
+        for node in graph:
+            for output in node.outputs:
+                _widen_value(output, to)
+            _widen_node(node, to)
+    return model
+
+
+def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.graph.subgraphs()
+
+
+def narrower(dtype: ir.DataType | None, to: ir.DataType) -> bool:
+    """Whether a dtype is a float that `widen` replaces by `to`."""
+    return dtype in _WIDTH and _WIDTH[dtype] < _WIDTH[to]
+
+
+def _widen_value(value: ir.Value, to: ir.DataType) -> None:
+    if isinstance(value.type, ir.TensorType) and narrower(value.dtype, to):
+        value.dtype = to
+
+
+def _widen_tensor(tensor: ir.TensorProtocol, to: ir.DataType) -> ir.TensorProtocol:
+    if not narrower(tensor.dtype, to):
+        return tensor
+    return ir.Tensor(tensor.numpy().astype(to.numpy()), dtype=to, name=tensor.name)
+
+
+def _widen_node(node: ir.Node, to: ir.DataType) -> None:
+    for name, attribute in list(node.attributes.items()):
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.TENSOR:
+            node.attributes.add(ir.AttrTensor(name, _widen_tensor(attribute.as_tensor(), to)))
+        elif name in _DTYPE_ATTRIBUTES and node.domain == "" and narrower(ir.DataType(attribute.as_int()), to):
+            node.attributes.add(ir.AttrInt64(name, int(to)))
+    if node.domain or node.op_type not in ("Constant", "ConstantOfShape"):
+        return
+    if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
+        node.attributes.add(ir.AttrTensor("value", ir.Tensor(np.zeros([1], to.numpy()), dtype=to)))
+    for name in ("value_float", "value_floats"):
+        if name in node.attributes and not node.attributes[name].is_ref():
+            number = node.attributes.pop(name).value
+            node.attributes.add(ir.AttrTensor("value", ir.Tensor(np.asarray(number, to.numpy()), dtype=to)))
+
+
+# --- running -------------------------------------------------------------------------------------------------
+
+
+def reference(proto: onnx.ModelProto) -> Run:
+    """The model in onnx's reference evaluator: slow, and exact in float64."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(proto)
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        with np.errstate(all="ignore"):
+            return [np.asarray(output) for output in evaluator.run(None, dict(feeds))]
+
+    return run
+
+
+def runtime(proto: onnx.ModelProto) -> Run:
+    """The model in ONNX Runtime, on one core."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    known = {value.name for value in session.get_inputs()}
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        return list(session.run(None, {name: array for name, array in feeds.items() if name in known}))
+
+    return run

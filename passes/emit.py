@@ -1,0 +1,107 @@
+"""`emit`: what a runtime gets. Marks are stripped, nothing of the dialect is left, inputs and outputs have their order.
+
+Inputs: the user's, then what the loss reads, then the trainables, then state, then ``seed`` and ``step`` where the
+graph draws. Frozen weights stay initializers: the runtime folds, packs and lays them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from gradcut.dialect import DOMAIN, declare, is_mark
+from gradcut.errors import PipelineError
+from gradcut.ops import Builder, Names
+from gradcut.passes.base import GRADIENTS, Pass, read_json, register
+from gradcut.passes.random import DRAWS
+from gradcut.passes.specialize import STATE
+
+IR_VERSION = 10
+
+
+@register
+@dataclass(frozen=True)
+class Emit(Pass):
+    """Make a lowered model a graph for a runtime.
+
+    Attributes:
+        inputs: initializers that become inputs, after those there are; empty: the trainables that got a gradient,
+            then the state that moves.
+    """
+
+    name: ClassVar[str] = "emit"
+    inputs: tuple[str, ...] = ()
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        strip_marks(model)
+        RemoveUnusedNodesPass()(model)
+        left = sorted({node.op_type for graph in model.graphs() for node in graph if node.domain == DOMAIN})
+        if left:
+            raise PipelineError(f"emit finds {', '.join(left)} that no lowering has replaced; run lower before it")
+        _order_inputs(model, self.inputs or _moving(model))
+        _drop_unread(model.graph)
+        declare(model)
+        model.ir_version = IR_VERSION if model.opset_imports[""] <= 21 else max(IR_VERSION, model.ir_version or 0)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def strip_marks(model: ir.Model) -> None:
+    """Every mark gives way to what it reads; an output keeps its name."""
+    names = Names.of(model)
+    for graph in model.graphs():
+        marks = [node for node in graph if is_mark(node)]
+        for mark in marks:
+            _strip(graph, mark, names)
+        graph.remove(marks, safe=True)
+
+
+def _strip(graph: ir.Graph, mark: ir.Node, names: Names) -> None:
+    source, output = mark.inputs[0], mark.outputs[0]
+    assert source is not None
+    if output.is_graph_output():
+        source = _stand_in(graph, mark, source, names)
+    ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
+
+
+def _stand_in(graph: ir.Graph, mark: ir.Node, source: ir.Value, names: Names) -> ir.Value:
+    """What takes the place of a marked output: the source under the output's name, or a copy where it has its own."""
+    output = mark.outputs[0]
+    if source.producer() is None or source.is_graph_output():
+        b = Builder(names)
+        copy = b.op("Identity", source, dtype=source.dtype, shape=source.shape)
+        graph.insert_before(mark, b.nodes)
+        source = copy
+    source.name, output.name = output.name, names.fresh("stripped")
+    return source
+
+
+def _moving(model: ir.Model) -> list[str]:
+    gradients = read_json(model, GRADIENTS) or {"wrt": {}}
+    return [*gradients["wrt"], *(read_json(model, STATE) or {})]
+
+
+def _order_inputs(model: ir.Model, moving: Sequence[str]) -> None:
+    graph = model.graph
+    draws = (read_json(model, DRAWS) or {}).values()
+    drawn = [value for value in graph.inputs if value.name in draws]
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in draws]
+    for name in moving:
+        graph.inputs.append(to_input(graph, name))
+    graph.inputs.extend(drawn)
+
+
+def to_input(graph: ir.Graph, name: str) -> ir.Value:
+    """Turn an initializer into an input-to-be of the same name, type and shape."""
+    value = graph.initializers.pop(name)
+    value.const_value = None
+    return value
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
