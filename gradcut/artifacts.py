@@ -43,8 +43,9 @@ class TrainingArtifacts:
     Attributes:
         model: the model as it was given, with its marks.
         training_model, optimizer_model, step_model, eval_model: the graphs.
-        tensors: what the checkpoint starts with, by the names that the graphs' inputs have.
+        tensors: what the checkpoint holds, by the names that the graphs' inputs have.
         manifest: everything a host needs to know, as JSON; see the README.
+        start: the checkpoint's record: ``step``, ``seed``, and ``extra``, such as the position in the data.
         folder: where the artifacts were loaded from, None for fresh ones.
     """
 
@@ -55,6 +56,7 @@ class TrainingArtifacts:
     eval_model: ir.Model
     tensors: Mapping[str, np.ndarray]
     manifest: dict[str, Any]
+    start: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
@@ -71,7 +73,7 @@ class TrainingArtifacts:
             shared = _write_weights(graphs, staging)
             for name, graph in graphs.items():
                 ir.save(_with_external(graph, shared, staging), staging / f"{name}.onnx")
-            checkpoint.save(staging / CHECKPOINT, self.tensors, self.manifest["start"])
+            checkpoint.save(staging / CHECKPOINT, self.tensors, self.start)
             files = sorted(file.name for file in staging.iterdir() if file.name != CHECKPOINT)
             manifest = {**self.manifest, "files": {name: sha256(staging / name) for name in files}}
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -91,8 +93,8 @@ class TrainingArtifacts:
             if sha256(folder / name) != digest:
                 raise ArtifactsError(f"{folder}: {name} is not the file that was compiled; compile again")
         graphs = {name: ir.load(folder / f"{name}.onnx") for name in ("model", *GRAPHS)}
-        tensors, _ = checkpoint.load(folder / CHECKPOINT)
-        return cls(**graphs, tensors=tensors, manifest=manifest, folder=folder)
+        tensors, start = checkpoint.load(folder / CHECKPOINT)
+        return cls(**graphs, tensors=tensors, manifest=manifest, start=start, folder=folder)
 
     @property
     def trainable(self) -> tuple[str, ...]:

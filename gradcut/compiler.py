@@ -224,6 +224,7 @@ class _Compilation:
             **graphs,
             tensors=self._tensors(trained),
             manifest=self._manifest(graphs, trained, scalars),
+            start={"step": 0, "seed": request.seed, "optimizer": request.optimizer.spec(), "extra": {}},
         )
 
     def _evaluation(self, trained: Sequence[str]) -> ir.Model:
@@ -271,7 +272,6 @@ class _Compilation:
             "loss": self.loss,
             "optimizer": {"spec": request.optimizer.spec(), "name": request.optimizer.name, "lr": request.optimizer.lr},
             "seed": request.seed,
-            "start": {"step": 0, "seed": request.seed},
             "names": {
                 "learning_rate": scalars.learning_rate,
                 "step": scalars.step,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -42,6 +42,10 @@ class Loss(ABC):
     @abstractmethod
     def build(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
         """The scalar, within ``b.arithmetic()``."""
+
+    def facts(self, output: ir.Value) -> dict[str, Any]:
+        """What a host must know to check the labels it feeds; goes into the manifest."""
+        return {}
 
     def spec(self) -> str:
         """Text that `parse_loss` reads back."""
@@ -94,6 +98,12 @@ class CrossEntropy(Loss):
         log_prob = node.outputs[1]
         log_prob.dtype, log_prob.shape = scores.dtype, scores.shape
         return likelihood * (1.0 - self.label_smoothing) + self._smooth(b, log_prob, labels) * self.label_smoothing
+
+    def facts(self, output: ir.Value) -> dict[str, Any]:
+        axis = self._axis(output)
+        classes = output.shape[axis] if output.shape is not None else None
+        known = int(classes) if isinstance(classes, int) else None
+        return {"classes": known, "axis": axis, "ignore_index": self.ignore_index}
 
     def _smooth(self, b: Builder, log_prob: ir.Value, labels: ir.Value) -> ir.Value:
         """The mean over classes of -log p, averaged over the labels that count."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -89,7 +89,13 @@ def _attach(model: ir.Model, loss: Loss) -> None:
         result = loss.build(b, output, labels)
     model.graph.extend(b.nodes)
     result.name = names.fresh("loss")
-    wiring = {"kind": loss.name, "spec": loss.spec(), "output": output.name, "labels": labels.name}
+    wiring = {
+        "kind": loss.name,
+        "spec": loss.spec(),
+        "output": output.name,
+        "labels": labels.name,
+        **loss.facts(output),
+    }
     _finish(model, result, wiring, [labels])
 
 
@@ -217,7 +223,7 @@ def _splice(
     return became
 
 
-def _finish(model: ir.Model, loss: ir.Value, wiring: dict[str, str | None], inputs: list[ir.Value]) -> None:
+def _finish(model: ir.Model, loss: ir.Value, wiring: dict[str, Any], inputs: list[ir.Value]) -> None:
     """The loss is the first output; the wiring is written down for the manifest."""
     graph = model.graph
     others = [value for value in graph.outputs if value is not loss]

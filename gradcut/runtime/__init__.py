@@ -1,0 +1,1 @@
+"""Running what was compiled. Only this package imports onnxruntime."""

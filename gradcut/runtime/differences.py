@@ -1,0 +1,266 @@
+"""The numeric half of the gradient checker: directional derivatives of a model by central differences.
+
+Each wanted value gets an Add of a step behind it, so that inputs, weights and inner values are moved in the same way.
+The model runs in float64 where it can: in onnx's reference evaluator, else in ONNX Runtime; else in float32.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut.dialect import declare, is_mark
+from gradcut.ops import Names
+from gradcut.passes.propagate import main_values
+from gradcut.runtime.replay import hold_draws
+from gradcut.runtime.widen import Array, Run, reference, runtime, widen
+
+#: Where the differences run, in the order tried: name, dtype, program, step.
+_PLACES = (
+    ("float64 in onnx's reference evaluator", ir.DataType.DOUBLE, reference, 1e-5),
+    ("float64 in onnxruntime", ir.DataType.DOUBLE, runtime, 1e-5),
+    ("float32 in onnxruntime", ir.DataType.FLOAT, runtime, 1e-2),
+)
+#: How far the forward there may be from the model's own outputs, relative to the largest, by their dtype.
+_FORWARD = {"float64": 1e-6, "float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The derivative along one direction, from both sides; `kink` where they differ however small the step is."""
+
+    left: float
+    right: float
+    noise: float
+    direction: Array
+    kink: bool
+
+    @property
+    def central(self) -> float:
+        return (self.left + self.right) / 2
+
+
+class Differences:
+    """Slopes of `of` by each of `wrt` at one point. Evaluations are kept, so slopes for other cotangents are free.
+
+    Args:
+        model: imported, with marks where they are to count; it is not changed.
+        draws: what random operators drew, see `replay`.
+        like: what the outputs should be; a place whose outputs differ is not believed.
+        patience: seconds one evaluation may take before the next place is tried.
+
+    Attributes:
+        place: where it runs; empty where none could run the model.
+        base: the values of `of` and of `wrt` at the point.
+        notes: why a place was not taken.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        feeds: Mapping[str, Array],
+        of: Sequence[str],
+        wrt: Sequence[str],
+        *,
+        draws: Mapping[str, Array] | None = None,
+        like: Sequence[Array] | None = None,
+        seed: int = 0,
+        patience: float = 2.0,
+    ) -> None:
+        self.of, self.wrt, self.seed = tuple(of), tuple(wrt), seed
+        self.place, self.notes = "", [""][:0]
+        self.base: dict[str, Array] = {}
+        self._model, self._feeds, self._draws = model, dict(feeds), dict(draws or {})
+        self._moved: dict[tuple[str, int, float], tuple[list[Array], list[Array]]] = {}
+        slow: list[_Place] = []
+        for place in self._places():
+            if like is not None and not _agree(place.base[: len(of)], like):
+                self.notes.append(f"{place.name}: its outputs are not those of the model, so it is not believed")
+            elif place.seconds > patience:
+                self.notes.append(f"{place.name}: {place.seconds:.1f} s for one evaluation")
+                slow.append(place)
+            else:
+                self._take(place)
+                return
+        if slow:
+            self._take(slow[-1])
+
+    def slope(self, name: str, index: int, cotangents: Sequence[Array]) -> Slope:
+        """The derivative of ``<cotangents, of>`` by `name` along its direction number `index`.
+
+        Where both sides differ, the step is made smaller, then another direction is taken.
+        """
+        for attempt in range(3):
+            number = index + 1000 * attempt
+            wide = self._slope(name, number, self._step, cotangents)
+            if not wide.kink:
+                return wide
+            fine = self._slope(name, number, self._step / 10, cotangents)
+            if not fine.kink or abs(fine.right - fine.left) < 0.3 * abs(wide.right - wide.left):
+                return Slope(fine.left, fine.right, fine.noise, fine.direction, kink=False)
+        return fine
+
+    def _slope(self, name: str, number: int, step: float, cotangents: Sequence[Array]) -> Slope:
+        base = self.base[name]
+        direction = self._direction(name, number, base.shape)
+        key = (name, number, step)
+        step *= max(1.0, float(np.sqrt(np.mean(np.square(base, dtype=np.float64)))) if base.size else 1.0)
+        if key not in self._moved:
+            at = self._inputs[name]
+            moved = [(sign * step * direction).astype(self._dtype) for sign in (1, -1)]
+            up, down = (self._run({**self._fixed, at: delta})[: len(self.of)] for delta in moved)
+            self._moved[key] = up, down
+        up, down = self._moved[key]
+        here = [self.base[output] for output in self.of]
+        right, left = _inner(cotangents, up, here) / step, _inner(cotangents, here, down) / step
+        size = sum(float(np.linalg.norm(u)) * _norm(y) for u, y in zip(cotangents, here, strict=True))
+        noise = 30 * float(np.finfo(self._dtype).eps) * size / step
+        kink = abs(right - left) > 1e-3 * max(abs(right), abs(left)) + noise
+        return Slope(left, right, noise, direction, kink)
+
+    def _direction(self, name: str, number: int, shape: tuple[int, ...]) -> Array:
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode()), number]).standard_normal(shape)
+
+    # --- where it runs ---------------------------------------------------------------------------------------
+
+    def _take(self, place: _Place) -> None:
+        self.place, self._run, self._step, self._dtype = place.name, place.run, place.step, place.dtype
+        self._fixed, self._inputs = place.fixed, place.inputs
+        self.base = dict(zip((*self.of, *self.wrt), place.base, strict=True))
+
+    def _places(self) -> Iterator[_Place]:
+        for name, dtype, program, step in _PLACES:
+            try:
+                yield self._prepare(name, dtype, program, step)
+            except Exception as error:  # an evaluator may fail in any way; the report says so
+                self.notes.append(f"{name}: {' '.join(str(error).split())[:160]}")
+
+    def _prepare(self, name: str, dtype: ir.DataType, program: object, step: float) -> _Place:
+        assert callable(program)
+        held: dict[str, Array] = {}
+        if any(is_mark(node) for node in self._model.graph):
+            plain = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=False)
+            outputs = program(plain.proto(dtype))(self._widened(plain, dtype))
+            held = dict(zip(plain.marked, outputs[len(self.of) + len(self.wrt) :], strict=True))
+        ready = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=True)
+        run = program(ready.proto(dtype))
+        fixed = {**self._widened(ready, dtype), **{ready.held[mark]: array for mark, array in held.items()}}
+        start = time.perf_counter()
+        base = run(fixed)
+        seconds = time.perf_counter() - start
+        return _Place(name, dtype.numpy(), step, run, fixed, ready.steps, base, seconds)
+
+    def _widened(self, ready: _Prepared, dtype: ir.DataType) -> dict[str, Array]:
+        """The feeds in the dtypes that the widened inputs have, and steps of zero."""
+        kinds = {value.name: value.dtype for value in ready.model.graph.inputs}
+        feeds = {**self._feeds, **ready.drawn, **dict.fromkeys(ready.steps.values(), np.zeros(()))}
+        return {
+            name: np.asarray(array, (kinds[name] or dtype).numpy()) for name, array in feeds.items() if name in kinds
+        }
+
+
+@dataclass(frozen=True)
+class _Place:
+    name: str
+    dtype: np.dtype[np.generic]
+    step: float
+    run: Run
+    fixed: dict[str, Array]
+    inputs: dict[str, str]
+    base: list[Array]
+    seconds: float
+
+
+class _Prepared:
+    """The model with a step behind each wanted value, marks and draws as inputs, and outputs as asked.
+
+    Attributes:
+        steps: the input that moves a wanted value. held: the input for a marked value. marked: marks, in order.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        of: Sequence[str],
+        wrt: Sequence[str],
+        draws: Mapping[str, Array],
+        hold_marks: bool,
+    ) -> None:
+        self.model = model.clone()
+        graph, self.names = self.model.graph, Names.of(self.model)
+        self.drawn = hold_draws(self.model, draws, self.names)
+        values = main_values(graph)
+        marks = [node for node in graph if is_mark(node)]
+        self.marked = [node.outputs[0].name or "" for node in marks]
+        sources = [node.inputs[0] for node in marks if node.inputs[0] is not None]
+        self.held = {mark: self._hold(values, mark) for mark in self.marked} if hold_marks else {}
+        self.steps = {name: self._step(values, name) for name in wrt}
+        outputs = [values[name] for name in (*of, *wrt)] + ([] if hold_marks else sources)
+        graph.outputs.clear()
+        for value in outputs:
+            copy = ir.Value(name=self.names.fresh(f"{value.name}__out"), type=value.type)
+            graph.append(ir.Node("", "Identity", [value], outputs=[copy], name=copy.name))
+            graph.outputs.append(copy)
+        declare(self.model)
+
+    def proto(self, dtype: ir.DataType) -> object:
+        return ir.to_proto(widen(self.model, dtype))
+
+    def _input(self, base: str, kind: ir.TypeProtocol | None) -> ir.Value:
+        value = ir.Value(name=self.names.fresh(base), type=kind)
+        self.model.graph.inputs.append(value)
+        return value
+
+    def _hold(self, values: dict[str, ir.Value], mark: str) -> str:
+        held = self._input(f"{mark}__held", values[mark].type)
+        ir.convenience.replace_all_uses_with(values[mark], held, replace_graph_outputs=True)
+        values[mark] = held
+        return held.name or ""
+
+    def _step(self, values: dict[str, ir.Value], name: str) -> str:
+        value, graph = values[name], self.model.graph
+        step = self._input(f"{name}__step", value.type)
+        moved = ir.Value(name=self.names.fresh(f"{name}__moved"), type=value.type)
+        ir.convenience.replace_all_uses_with(value, moved, replace_graph_outputs=True)
+        node = ir.Node("", "Add", [value, step], outputs=[moved], name=moved.name)
+        producer = value.producer()
+        if producer is not None:
+            graph.insert_after(producer, node)
+        elif len(graph):
+            graph.insert_before(graph[0], node)
+        else:
+            graph.append(node)
+        values[name] = moved
+        return step.name or ""
+
+
+def _inner(cotangents: Sequence[Array], high: Sequence[Array], low: Sequence[Array]) -> float:
+    """<u, high - low>; elements that are equal count as no difference, infinities too."""
+    total = 0.0
+    for u, a, b in zip(cotangents, high, low, strict=True):
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            total += float(np.sum(u.astype(np.float64) * np.where(a == b, 0.0, a - b)))
+    return total
+
+
+def _norm(y: Array) -> float:
+    finite = y[np.isfinite(y)]
+    return float(np.linalg.norm(finite.astype(np.float64)))
+
+
+def _agree(mine: Sequence[Array], model: Sequence[Array]) -> bool:
+    return all(_close(a, b) for a, b in zip(mine, model, strict=True))
+
+
+def _close(a: Array, b: Array) -> bool:
+    if a.shape != b.shape:
+        return False
+    b = b.astype(np.float64) if (wide := str(b.dtype)) != "float64" else b
+    tolerance = _FORWARD.get(wide, 1e-3) * max(1.0, float(np.max(np.abs(b[np.isfinite(b)]), initial=0.0)))
+    return bool(np.allclose(a.astype(np.float64), b, rtol=0.0, atol=tolerance, equal_nan=True))

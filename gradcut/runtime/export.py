@@ -1,0 +1,64 @@
+"""Writing trained tensors back into the model as it was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut.dialect import declare
+from gradcut.errors import ArtifactsError
+from gradcut.io import atomic_write
+from gradcut.passes.emit import strip_marks
+
+Array = np.ndarray[Any, Any]
+#: Above this the weights go beside the model, as external data.
+_MAX_BYTES = 1_900_000_000
+
+
+def export(
+    model: ir.Model, tensors: Mapping[str, Array], path: str | os.PathLike[str], keep_marks: bool = False
+) -> None:
+    """Write `model` with `tensors` in place of its parameters and statistics of the same names.
+
+    The graph, its names, opset and metadata stay as they were; marks are stripped unless `keep_marks`. What is not in
+    `tensors` keeps its bytes. The file is written whole or not at all.
+    """
+    result = model.clone()
+    _write_back(result, tensors)
+    if not keep_marks:
+        strip_marks(result)
+        declare(result)
+    for key in [key for key in result.metadata_props if key.startswith("gradcut.") and not keep_marks]:
+        del result.metadata_props[key]
+    size = sum(v.const_value.nbytes for v in result.graph.initializers.values() if v.const_value is not None)
+    target = Path(path)
+    if size > _MAX_BYTES:
+        ir.save(result, target, external_data=f"{target.name}.data")
+        return
+    ir.external_data.load_to_model(result)
+    atomic_write(target, lambda temporary: ir.save(result, temporary))
+
+
+def _write_back(model: ir.Model, tensors: Mapping[str, Array]) -> None:
+    left = dict(tensors)
+    for name, value in model.graph.initializers.items():
+        if name in left:
+            value.const_value = _like(value.const_value, left.pop(name), name)
+    for node in model.graph:
+        if node.op_type == "Constant" and node.domain == "" and node.outputs[0].name in left:
+            name = node.outputs[0].name or ""
+            before = ir.convenience.get_const_tensor(node.outputs[0])
+            node.attributes.clear()
+            node.attributes.add(ir.AttrTensor("value", _like(before, left.pop(name), name)))
+    if left:
+        raise ArtifactsError(f"the given model has no tensor {sorted(left)[0]!r} to write back to")
+
+
+def _like(before: ir.TensorProtocol | None, array: Array, name: str) -> ir.Tensor[Array]:
+    dtype = before.dtype if before is not None else ir.DataType.from_numpy(array.dtype)
+    return ir.Tensor(array, dtype=dtype, name=name)
