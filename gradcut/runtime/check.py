@@ -22,7 +22,7 @@ from gradcut.parameters import parameters
 from gradcut.passes import Import, StopGradient
 from gradcut.rules import REGISTRY
 from gradcut.runtime.differences import Differences, Slope
-from gradcut.runtime.feeds import random_feeds
+from gradcut.runtime.random_feeds import random_feeds
 from gradcut.runtime.replay import expose_draws
 from gradcut.runtime.widen import Array, Run, reference, runtime, widen
 from gradcut.source import Source, own
