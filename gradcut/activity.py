@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import onnx_ir as ir
 
-from gradcut.dialect import is_mark, mark_reason
+from gradcut.dialect import is_mark, mark_reason, reported_name
 from gradcut.ops import is_float
 
 #: Why a use carries no cotangent, in the order in which they apply.
@@ -145,15 +145,18 @@ class _Cut:
                 continue
             if flow.source in self.from_source and flow.source in self.to_output:
                 seen.add(use)
-                yield CutEdge(_reported(flow.source), flow.node.name or "", flow.index, self._reason(flow))
+                yield CutEdge(reported_name(flow.source), flow.node.name or "", flow.index, self._reason(flow))
         for value in self.wrt:
             if value not in self.to_output:
-                yield CutEdge(value.name or "", "", -1, NO_PATH)
+                yield CutEdge(reported_name(value), "", -1, NO_PATH)
 
     def _has_cotangent(self, flow: Flow) -> bool:
         return flow.blocked is None and flow.source in self.active and flow.target in self.active
 
     def _reason(self, flow: Flow) -> str:
+        producer = flow.source.producer()
+        if producer is not None and is_mark(producer):
+            return mark_reason(producer)
         if flow.blocked is not None:
             return flow.blocked
         wanted, plain = self.behind.get(flow.source, (frozenset(), frozenset()))
@@ -197,21 +200,12 @@ def _grow(flow: Flow, *kinds: dict[ir.Value, set[str]]) -> bool:
     return grown
 
 
-def _reported(value: ir.Value) -> str:
-    """A mark that gradcut put behind a value at the user's word is reported as a cut of that value."""
-    producer = value.producer()
-    if producer is not None and is_mark(producer) and mark_reason(producer) == "stop-at":
-        marked = producer.inputs[0]
-        return (marked.name if marked is not None else None) or ""
-    return value.name or ""
-
-
 def _carries(flow: Flow) -> bool:
     return flow.blocked is None
 
 
 def _names(values: Iterable[ir.Value]) -> frozenset[str]:
-    return frozenset(value.name for value in values if value.name and _reported(value) == value.name)
+    return frozenset(value.name for value in values if value.name and reported_name(value) == value.name)
 
 
 def _reach(
@@ -238,6 +232,7 @@ def _flows(node: ir.Node, declarations: Declarations) -> Iterator[Flow]:
     if node.domain == "" and node.op_type in _CONTROL_FLOW:
         yield from _CONTROL_FLOW[node.op_type](node)
         return
+    yield from _unknown_graph_flows(node)
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
@@ -250,6 +245,26 @@ def _flows(node: ir.Node, declarations: Declarations) -> Iterator[Flow]:
 
 def _blocked(source: ir.Value, target: ir.Value) -> str | None:
     return None if is_float(source) and is_float(target) else "dtype"
+
+
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node holds as attributes."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _unknown_graph_flows(node: ir.Node) -> Iterator[Flow]:
+    """An operator that is not known may do anything with its graphs: all of it reaches every output."""
+    for graph in inner_graphs(node):
+        for value in (value for value in node.inputs if value is not None):
+            yield from (Flow(value, target, node, -1, _blocked(value, target)) for target in graph.inputs)
+        for result in graph.outputs:
+            yield from (Flow(result, output, node, -1, _blocked(result, output)) for output in node.outputs)
 
 
 def _if_flows(node: ir.Node) -> Iterator[Flow]:
@@ -271,10 +286,10 @@ def _loop_flows(node: ir.Node) -> Iterator[Flow]:
         if index < 2:
             yield from (Flow(value, output, node, index, "dtype") for output in node.outputs)
             continue
-        for target in (body.inputs[index], node.outputs[index - 2]):  # the second: zero trips
+        for target in (body.inputs[index], *node.outputs[index - 2 : index - 1]):  # the second: zero trips
             yield Flow(value, target, node, index, _blocked(value, target))
     for position, result in enumerate(body.outputs):
-        targets = [] if position == 0 else [node.outputs[position - 1]]
+        targets = [] if position == 0 else [*node.outputs[position - 1 : position]]
         if position <= carried:
             targets.append(body.inputs[position + 1])
         for target in targets:
@@ -287,11 +302,11 @@ def _scan_flows(node: ir.Node) -> Iterator[Flow]:
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        targets = [body.inputs[index], *([node.outputs[index]] if index < states else [])]
+        targets = [body.inputs[index], *(node.outputs[index : index + 1] if index < states else [])]
         for target in targets:
             yield Flow(value, target, node, index, _blocked(value, target))
     for position, result in enumerate(body.outputs):
-        targets = [node.outputs[position], *([body.inputs[position]] if position < states else [])]
+        targets = [*node.outputs[position : position + 1], *([body.inputs[position]] if position < states else [])]
         for target in targets:
             yield Flow(result, target, node, -1, _blocked(result, target))
 

@@ -44,10 +44,11 @@ def stop_gradient(model: Source, at: str | Sequence[str]) -> ir.Model:
 def freeze(model: Source, parameters: str | Sequence[str]) -> ir.Model:
     """Freeze the parameters that patterns name, in the model's own metadata; `compile` respects it."""
     loaded = load(model)
-    decisions = decide(loaded.graph, REGISTRY)
+    graph = _imported(loaded).graph
+    decisions = decide(graph, REGISTRY)
     known = [name for name, d in decisions.items() if d.kind == "parameter"]
     others = [name for name, d in decisions.items() if d.kind == "constant"]
-    chosen = match_parameters(as_patterns(parameters), loaded.graph, known, others)
+    chosen = match_parameters(as_patterns(parameters), graph, known, others)
     write_json(loaded, FROZEN, sorted(frozen_names(loaded) | set(chosen)))
     return loaded
 
@@ -60,9 +61,10 @@ def unfreeze(model: Source, parameters: str | Sequence[str]) -> ir.Model:
     """
     loaded = load(model)
     frozen = frozen_names(loaded)
-    known = [name for name, d in decide(loaded.graph, REGISTRY).items() if d.kind == "parameter"]
+    graph = _imported(loaded).graph
+    known = [name for name, d in decide(graph, REGISTRY).items() if d.kind == "parameter"]
     everything = list(dict.fromkeys([*known, *sorted(frozen)]))
-    chosen = match_parameters(as_patterns(parameters), loaded.graph, everything)
+    chosen = match_parameters(as_patterns(parameters), graph, everything)
     left = sorted(frozen - set(chosen))
     write_json(loaded, FROZEN, left)
     if not left:
@@ -117,6 +119,7 @@ def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Seq
     work.ir_version = (
         max(IR_VERSION, min(work.ir_version or IR_VERSION, 13)) if work.opset_imports[""] > 21 else IR_VERSION
     )
+    ir.external_data.load_to_model(work)  # a proto has no folder to look for weights in
     return ir.to_proto(work)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut import checkpoint
-from gradcut.errors import ArtifactsError
+from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.io import atomic_directory, sha256
 
 SCHEMA, VERSION = "gradcut.artifacts", 1
@@ -67,7 +67,7 @@ class TrainingArtifacts:
                 `force`.
         """
         target = Path(path)
-        _check_target(target, force)
+        check_target(target, force)
         with atomic_directory(target) as staging:
             graphs = {"model": self.model, **{name: getattr(self, name) for name in GRAPHS}}
             shared = _write_weights(graphs, staging)
@@ -101,6 +101,11 @@ class TrainingArtifacts:
         """The parameters that get a gradient and are updated, by the names of the given file."""
         return tuple(one["name"] for one in self.manifest["trainable"])
 
+    def tensors_of(self, graph: str) -> dict[str, np.ndarray]:
+        """The checkpoint's tensors that one of the graphs takes as inputs."""
+        inputs = {port["name"] for port in self.manifest["graphs"][graph]["inputs"]}
+        return {name: np.asarray(array) for name, array in self.tensors.items() if name in inputs}
+
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a directory of artifacts."""
@@ -121,13 +126,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_target(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
+    """Raise where artifacts may not be written to `target`: it is something else, or was trained and not `force`."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not (target / MANIFEST).is_file():
         raise ArtifactsError(f"{target} is there already and holds no artifacts; choose another place")
-    if (target / "metrics.jsonl").exists() and not force:
+    if not force and _was_trained(target):
         raise ArtifactsError(f"{target} was trained; it is overwritten only with --force (save(..., force=True))")
+
+
+def _was_trained(folder: Path) -> bool:
+    """Whether anything there was won by training; a checkpoint that cannot be read may be, and is not thrown away."""
+    if (folder / "metrics.jsonl").exists():
+        return True
+    if not (folder / CHECKPOINT).exists():
+        return False
+    try:
+        _, record = checkpoint.load(folder / CHECKPOINT)
+    except CheckpointError:
+        return True
+    return int(record.get("step", 0)) > 0
 
 
 # --- weights, once -------------------------------------------------------------------------------------------

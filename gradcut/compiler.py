@@ -23,6 +23,7 @@ from gradcut.passes import (
     AttachLoss,
     Differentiate,
     Emit,
+    Fold,
     Import,
     Lower,
     Pass,
@@ -66,7 +67,7 @@ class Request:
     def head(self) -> Pipeline:
         """Up to the loss; what comes after depends on whether there is one."""
         choose = StopGradient(at=self.stop_at, train=self.train, freeze=self.freeze, choose=True)
-        return Pipeline((Import(), choose, AttachLoss(spec=self.loss)))
+        return Pipeline((Import(), choose, Fold(), AttachLoss(spec=self.loss)))
 
     def tail(self, has_loss: bool) -> Pipeline:
         return Pipeline((*self.backward(has_loss), Lower(target=self.target), Emit()))
@@ -126,14 +127,21 @@ def compile(
     )
     given = own(model)
     with collection_held():
-        work = given.clone()
-        head = request.head()
-        if loss is not None and not isinstance(loss, str):
-            head = Pipeline(head.passes[:2])
-        head.run(work, verify_each=verify_each, watch=watch)
-        if loss is not None and not isinstance(loss, str):
-            attach_graph(work, own(loss), {}, "the loss graph")
+        work, head = with_loss(given, request, loss, verify_each, watch)
         return _Compilation(request, given, work, head, verify_each, watch).artifacts()
+
+
+def with_loss(
+    given: ir.Model, request: Request, loss: str | Source | None, verify_each: bool, watch: Watch | None
+) -> tuple[ir.Model, Pipeline]:
+    """A copy of the model with its loss attached, and the passes that did it."""
+    work, head = given.clone(), request.head()
+    if loss is not None and not isinstance(loss, str):
+        head = Pipeline(head.passes[:-1])
+    head.run(work, verify_each=verify_each, watch=watch)
+    if loss is not None and not isinstance(loss, str):
+        attach_graph(work, own(loss), {}, "the loss graph")
+    return work, head
 
 
 def _optimizer(optimizer: Optimizer | str | None) -> Optimizer:
@@ -400,4 +408,4 @@ def _port(value: ir.Value, roles: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-__all__ = ["Request", "blocked_by", "compile", "split_path"]
+__all__ = ["Request", "blocked_by", "compile", "split_path", "with_loss"]

@@ -56,6 +56,16 @@ def estimate(graph: ir.Graph) -> Cost:
     )
 
 
+def by_adjoint(graph: ir.Graph) -> dict[str, int]:
+    """FLOPs by what a backward node serves, ``node:operand``; constants and shapes serve all and none."""
+    found: dict[str, int] = {}
+    for node in graph:
+        if is_backward(node) and node.op_type not in ("Constant", "Shape", "Size"):
+            label = node.metadata_props[ADJOINT]
+            found[label] = found.get(label, 0) + flops(node)
+    return found
+
+
 def _backward_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Tagged nodes, and what adds their results up: everything that depends on a tagged node."""
     backward: set[ir.Node] = set()

@@ -43,6 +43,8 @@ def load(model: Source) -> ir.Model:
     loaded = _read_text(path) if path.suffix in _TEXT else _read_binary(path)
     if not loaded.graph.outputs and len(loaded.graph) == 0:
         raise NotOnnxError(f"{path} is not an ONNX model: it holds no graph")
+    if not loaded.opset_imports:
+        raise NotOnnxError(f"{path} is not a whole ONNX model: it says no opset; it may be cut short")
     _check_external(loaded, path.parent)
     return loaded
 
@@ -90,8 +92,8 @@ def clean_parser_error(error: Exception) -> str:
 
 def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    for graph in model.graphs():
-        for node in graph:
+    for body in (model.graph, *model.functions.values()):
+        for node in body.all_nodes():
             tensors += [
                 a.as_tensor() for a in node.attributes.values() if a.type == ir.AttributeType.TENSOR and not a.is_ref()
             ]
@@ -110,7 +112,12 @@ def _check_external(model: ir.Model, folder: Path) -> None:
             )
         if not target.is_file():
             raise ExternalDataError(f"tensor {tensor.name!r} needs {location!r}, which is not beside the model")
-        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+        start, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+        if start < 0 or length < tensor.nbytes:
+            raise ExternalDataError(
+                f"tensor {tensor.name!r} takes {tensor.nbytes} bytes, and the model says {length} at {start}"
+            )
+        end = start + length
         if end > target.stat().st_size:
             raise ExternalDataError(
                 f"tensor {tensor.name!r} needs {end} bytes of {location!r}, which has {target.stat().st_size}"

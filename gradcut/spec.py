@@ -140,18 +140,15 @@ class Uses:
     whole: bool
 
 
-def values_of(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Every value by name: inputs, initializers, and outputs of nodes, those of inner graphs included."""
-    found: dict[str, ir.Value] = {}
+def values_of(graph: ir.Graph) -> dict[str, list[ir.Value]]:
+    """Values by name: inputs, initializers, and outputs of nodes; graphs inside it may use one name several times."""
+    found: dict[str, list[ir.Value]] = defaultdict(list)
     for inner in (graph, *graph.subgraphs()):
-        for value in (*inner.inputs, *inner.initializers.values()):
-            found.setdefault(value.name or "", value)
-        for node in inner:
-            for value in node.outputs:
-                if value.name:
-                    found.setdefault(value.name, value)
-    found.pop("", None)
-    return found
+        produced = [value for node in inner for value in node.outputs]
+        for value in dict.fromkeys([*inner.inputs, *inner.initializers.values(), *produced]):
+            if value.name:
+                found[value.name].append(value)
+    return dict(found)
 
 
 def match_values(patterns: Sequence[str], graph: ir.Graph) -> list[Uses]:
@@ -166,11 +163,11 @@ def match_values(patterns: Sequence[str], graph: ir.Graph) -> list[Uses]:
 
 
 def _places_of(
-    pattern: str, graph: ir.Graph, values: dict[str, ir.Value], known: dict[str, list[ir.Node]]
+    pattern: str, graph: ir.Graph, values: dict[str, list[ir.Value]], known: dict[str, list[ir.Node]]
 ) -> list[Uses]:
     if pattern not in values and pattern not in known and ARROW in pattern:
         return _single_uses(pattern, graph, values)
-    found = [Uses(values[name], (), True) for name in match(pattern, values)]
+    found = [Uses(value, (), True) for name in match(pattern, values) for value in values[name]]
     for scope in match(pattern, known) if pattern not in values else ():
         found += [Uses(value, (), True) for value in _leaving(known[scope])]
     if not found:
@@ -178,23 +175,37 @@ def _places_of(
     return found
 
 
-def _single_uses(pattern: str, graph: ir.Graph, values: dict[str, ir.Value]) -> list[Uses]:
-    left, _, right = pattern.partition(ARROW)
-    consumers = {node.name: node for node in graph.all_nodes() if node.name}
-    names, nodes = match(left.strip(), values), match(right.strip(), consumers)
+def _single_uses(pattern: str, graph: ir.Graph, values: dict[str, list[ir.Value]]) -> list[Uses]:
+    consumers: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in graph.all_nodes():
+        if node.name:
+            consumers[node.name].append(node)
+    left, right = _split_use(pattern, values, consumers)
+    names, nodes = match(left, values), match(right, consumers)
     if not names:
-        raise PatternError(left.strip(), "value", nearest(left.strip(), values))
+        raise PatternError(left, "value", nearest(left, values))
     if not nodes:
-        raise PatternError(right.strip(), "node", nearest(right.strip(), consumers))
-    chosen = {consumers[name] for name in nodes}
+        raise PatternError(right, "node", nearest(right, consumers))
+    chosen = {node for name in nodes for node in consumers[name]}
     places = []
-    for name in names:
-        uses = tuple((node, index) for node, index in values[name].uses() if node in chosen)
+    for value in (value for name in names for value in values[name]):
+        uses = tuple((node, index) for node, index in value.uses() if node in chosen)
         if uses:
-            places.append(Uses(values[name], uses, False))
+            places.append(Uses(value, uses, False))
     if not places:
-        raise SpecError(f"{pattern!r}: {left.strip()} is no operand of {right.strip()}")
+        raise SpecError(f"{pattern!r}: {left} is no operand of {right}")
     return places
+
+
+def _split_use(pattern: str, values: Collection[str], nodes: Collection[str]) -> tuple[str, str]:
+    """The two sides of the arrow; where names hold arrows themselves, the split at which both sides are known."""
+    splits = [
+        (pattern[:at].strip(), pattern[at + len(ARROW) :].strip())
+        for at in range(len(pattern))
+        if pattern.startswith(ARROW, at)
+    ]
+    both = (split for split in splits if match(split[0], values) and match(split[1], nodes))
+    return next(both, splits[0])
 
 
 def _leaving(nodes: Sequence[ir.Node]) -> list[ir.Value]:

@@ -6,6 +6,7 @@ To add a pass: a frozen dataclass on `gradcut.passes.base.Pass` under ``@registe
 from gradcut.passes.base import PASSES, Pass
 from gradcut.passes.differentiate import Differentiate
 from gradcut.passes.emit import Emit
+from gradcut.passes.fold import Fold
 from gradcut.passes.importer import Import
 from gradcut.passes.loss import AttachLoss
 from gradcut.passes.lower import Lower
@@ -21,6 +22,7 @@ __all__ = [
     "AttachLoss",
     "Differentiate",
     "Emit",
+    "Fold",
     "Import",
     "Lower",
     "Pass",

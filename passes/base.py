@@ -14,6 +14,11 @@ from gradcut.text import format_scalar, nearest, parse_scalar, quote
 PASSES: dict[str, type[Pass]] = {}
 P = TypeVar("P", bound="type[Pass]")
 
+#: Operators that draw at random: equal calls are different draws, and none is constant.
+DRAWING = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+)
+
 #: Model metadata that passes hand on; model-level metadata survives text.
 FROZEN = "gradcut.frozen"
 TRAINABLE = "gradcut.trainable"

@@ -17,9 +17,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.activity import active_values
+from gradcut.activity import active_values, inner_graphs
 from gradcut.dialect import declare, is_mark
-from gradcut.errors import NoGradientError, PipelineError
+from gradcut.errors import NoGradientError, PipelineError, SpecError
 from gradcut.ops import Builder, Names, broadcast_shapes, is_float
 from gradcut.passes.base import GRADIENTS, QUESTION, Pass, read_json, register, write_json
 from gradcut.passes.propagate import clear_derived, main_values
@@ -56,6 +56,7 @@ class Differentiate(Pass):
         clear_derived(model)
         values = main_values(model.graph)
         of, wrt = ([values[name] for name in question[key]] for key in ("of", "wrt"))
+        _check_types([*of, *wrt])
         kept = [value for value in model.graph.outputs if value not in of] if self.keep else []
         engine = Reverse(model, of, wrt)
         unreached = [value.name for value in wrt if value not in engine.active]
@@ -80,21 +81,36 @@ class Differentiate(Pass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def _outputs(model: ir.Model, engine: Reverse, of: Sequence[ir.Value], gradients: Sequence[ir.Value]) -> None:
-    """Outputs are distinct values that nodes produce; a value that is not gets an Identity of its own."""
-    model.graph.outputs.clear()
-    taken: set[ir.Value] = set()
+def _check_types(values: Sequence[ir.Value]) -> None:
+    untyped = next((value.name for value in values if value.dtype is None), None)
+    if untyped is not None:
+        raise SpecError(f"the type of {untyped!r} is unknown; give the model a value_info that says it")
+
+
+def _outputs(model: ir.Model, engine: Reverse, forward: Sequence[ir.Value], gradients: Sequence[ir.Value]) -> None:
+    """Outputs are distinct values that nodes produce, each under its own name; any other gets an Identity."""
+    built, wanted = set(engine.b.nodes), set(engine.wrt)
     extra = Builder(engine.names)
-    for wanted, value in [*((v.name, v) for v in of), *engine.named(gradients)]:
-        if value in taken or value.producer() is None:
-            value = extra.op("Identity", value, name=wanted, dtype=value.dtype, shape=value.shape)
-        taken.add(value)
-        model.graph.outputs.append(value)
+    copy = lambda value, name: extra.op("Identity", value, name=name, dtype=value.dtype, shape=value.shape)
+    outputs = dict.fromkeys(copy(value, value.name) if value.producer() is None else value for value in forward)
+    for value, gradient in zip(engine.wrt, gradients, strict=True):
+        name, owner = f"{value.name}{SUFFIX}", engine.owner.get(gradient)
+        others = owner is not value and owner in wanted
+        if others or gradient in outputs or gradient.producer() not in built:
+            gradient = copy(gradient, name)
+        elif owner is not value:
+            gradient.name = engine.names.fresh(name)
+        outputs[gradient] = None
+    model.graph.outputs[:] = list(outputs)
     model.graph.extend(extra.nodes)
 
 
 class Reverse:
-    """One reverse walk: contributions by value, and the builder of the backward nodes."""
+    """One reverse walk: contributions by value, and the builder of the backward nodes.
+
+    Attributes:
+        owner: for each cotangent that was named after a value: that value.
+    """
 
     def __init__(self, model: ir.Model, of: Sequence[ir.Value], wrt: Sequence[ir.Value]) -> None:
         self.graph, self.of, self.wrt = model.graph, of, wrt
@@ -104,7 +120,7 @@ class Reverse:
         self.active = active_values(model.graph, of, wrt, REGISTRY)
         self.contributions: dict[ir.Value, list[ir.Value]] = defaultdict(list)
         self.total: dict[ir.Value, ir.Value] = {}
-        self._own: set[ir.Value] = set()
+        self.owner: dict[ir.Value, ir.Value] = {}
 
     def seed(self, kind: str) -> list[ir.Value]:
         """Give each output its cotangent: a graph input, or the number one."""
@@ -132,18 +148,13 @@ class Reverse:
         """The cotangent of each wanted value; zeros of its run-time shape where no path reaches it."""
         return [self._sum(value) if self.contributions.get(value) else self.b.zeros_like(value) for value in self.wrt]
 
-    def named(self, gradients: Sequence[ir.Value]) -> Iterator[tuple[str, ir.Value]]:
-        """Each gradient with the name it should have as an output."""
-        for value, gradient in zip(self.wrt, gradients, strict=True):
-            yield f"{value.name}{SUFFIX}", gradient
-
     # --- one node --------------------------------------------------------------------------------------------
 
     def _visit(self, node: ir.Node, cotangents: dict[int, ir.Value]) -> None:
-        rule = self._rule(node)
         wanted = frozenset(i for i in range(len(node.inputs)) if self._wants(node, i, cotangents))
-        if not wanted:
+        if not wanted and not self._wants_inside(node):
             return
+        rule = self._rule(node)
         adjoint = Adjoint(
             node,
             self.b,
@@ -180,6 +191,10 @@ class Reverse:
             and is_float(operand)
             and any(REGISTRY.differentiable(node, index, output) for output in cotangents)
         )
+
+    def _wants_inside(self, node: ir.Node) -> bool:
+        """Whether a graph inside the node computes something active from what it captures."""
+        return any(value in self.active for graph in inner_graphs(node) for value in graph.outputs)
 
     def _yields(self, rule: Rule, adjoint: Adjoint) -> Iterator[tuple[int, ir.Value]]:
         """Run a rule, tag its nodes with the operand they serve, and hold it to what was wanted."""
@@ -232,9 +247,9 @@ class Reverse:
             level = [self.b.op("Add", a, c, dtype=value.dtype, shape=value.shape) for a, c in pairs] + odd
         cotangent = level[0]
         producer = cotangent.producer()
-        if producer is not None and producer.op_type != "Constant" and cotangent not in self._own:
+        if producer is not None and producer.op_type != "Constant" and cotangent not in self.owner:
             cotangent.name = self.names.fresh(f"{value.name}{SUFFIX}")
-        self._own.add(cotangent)
+            self.owner[cotangent] = value
         self.total[value] = cotangent
         return cotangent
 

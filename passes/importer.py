@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx
 import onnx.checker
+import onnx.helper
 import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
@@ -81,7 +82,7 @@ def _inline(model: ir.Model) -> None:
 
 
 def _is_kept(key: tuple[str, str, str]) -> bool:
-    return key[0] == DOMAIN and key[1] in DIALECT or REGISTRY.knows(key[0], key[1])
+    return (key[0] == DOMAIN and key[1] in DIALECT) or REGISTRY.knows(key[0], key[1])
 
 
 def _through(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
@@ -92,11 +93,12 @@ def _through(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.ModelProt
     except Exception as error:
         raise ImportModelError(f"onnx could not take the model in: {error}") from error
     _restore(changed.graph, before)
+    opsets = dict(changed.opset_imports)  # of a model they are those of its graph
     model.graph = changed.graph
     for key in [key for key in model.functions if key not in changed.functions and not _is_kept(key)]:
         del model.functions[key]
     model.opset_imports.clear()
-    model.opset_imports.update(changed.opset_imports)
+    model.opset_imports.update(opsets)
 
 
 def _restore(graph: ir.Graph, before: ir.Graph) -> None:
@@ -123,7 +125,7 @@ def _restore(graph: ir.Graph, before: ir.Graph) -> None:
 
 
 def convert_to(model: ir.Model, target: int) -> None:
-    """To a later opset by ONNX's converter, mended where that is silently wrong (Resize 10, Upsample 9, Hardmax < 13)."""
+    """To a later opset by ONNX's converter, mended where that is silently wrong: Resize 10, Upsample 9, Hardmax."""
     opset = model.opset_imports[""]
     asymmetric = _old_linear_resizes(model.graph) if opset <= 10 else set()
     if opset < 13:
@@ -131,12 +133,49 @@ def convert_to(model: ir.Model, target: int) -> None:
     functions = dict(model.functions)
     model.functions.clear()
     _through(model, functools.partial(onnx.version_converter.convert_version, target_version=target))
-    model.functions.update(functions)
+    model.functions.update({key: _convert_function(function, target) for key, function in functions.items()})
     if model.opset_imports[""] != target:
         raise ImportModelError(f"onnx's version converter left the model at opset {model.opset_imports['']}")
     for node in model.graph.all_nodes():
         if node.op_type == "Resize" and node.outputs[0].name in asymmetric:
             node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+
+
+def _convert_function(function: ir.Function, target: int) -> ir.Function:
+    """A function with a rule of its own is kept, at the model's opset. ONNX's converter takes graphs without types,
+    but loses attributes that stand for those of the call."""
+    if function.domain == DOMAIN or function.opset_imports.get("", target) >= target:
+        return function
+    proto = ir.to_proto(function)
+    ports = [[onnx.ValueInfoProto(name=name) for name in names] for names in (proto.input, proto.output)]
+    graph = onnx.helper.make_graph(list(proto.node), proto.name, *ports)
+    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), functions=[])
+    try:
+        converted = onnx.version_converter.convert_version(model, target)
+    except Exception as error:
+        raise ImportModelError(f"function {function.name!r} could not be brought to opset {target}: {error}") from error
+    for node in proto.node:
+        _keep_references(node, converted.graph.node, function.name)
+    proto.ClearField("node")
+    proto.node.extend(converted.graph.node)
+    proto.ClearField("opset_import")
+    proto.opset_import.extend(converted.opset_import)
+    return ir.from_proto(proto)
+
+
+def _keep_references(old: onnx.NodeProto, nodes: Iterable[onnx.NodeProto], function: str) -> None:
+    references = [attribute for attribute in old.attribute if attribute.ref_attr_name]
+    if not references:
+        return
+    new = next((node for node in nodes if list(node.output) == list(old.output)), None)
+    for reference in references:
+        place = next((a for a in (new.attribute if new is not None else ()) if a.name == reference.name), None)
+        if place is None:
+            raise UnsupportedModelError(
+                f"function {function!r} hands its attribute {reference.ref_attr_name!r} to {old.op_type}, which takes no "
+                f"{reference.name!r} at opset {TARGET}; export the model at opset {TARGET}"
+            )
+        place.CopyFrom(reference)
 
 
 def _old_linear_resizes(graph: ir.Graph) -> set[str | None]:

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import onnx_ir as ir
 
@@ -92,20 +92,30 @@ class _Parser:
             self._expect(",")
 
     def _pass(self) -> Pass:
-        name, start = self._word("a pass"), self.start
+        start = self.start
+        name = self._word("a pass")
         if name not in PASSES:
             hint = ", ".join(nearest(name, PASSES) or sorted(PASSES))
-            self.start = start - len(name) if not self.kind else self.start
-            raise PipelineError(f"there is no pass {name!r}; there are {hint}")
+            self._fail(f"there is no pass {name!r}; there are {hint}", start)
         options: dict[str, list[str]] = {}
         if self.token == "{" and self.kind == "mark":
             self._next()
             while not (self.token == "}" and self.kind == "mark"):
+                at = self.start
                 key = self._word("an option")
+                if key in options:
+                    self._fail(f"option {key!r} is given twice", at)
                 self._expect("=")
                 options[key] = self._values()
+                self._check(PASSES[name], key, options[key], at)
             self._next()
         return PASSES[name].from_options(options)
+
+    def _check(self, kind: type[Pass], key: str, values: list[str], at: int) -> None:
+        try:
+            kind.from_options({key: values})
+        except PipelineError as error:
+            self._fail(str(error), at)
 
     def _values(self) -> list[str]:
         if not (self.kind == "mark" and self.token == "["):
@@ -142,9 +152,11 @@ class _Parser:
         if found is None:
             self.start = self.at
             self._fail("this is not pipeline text")
-        assert found is not None and found.lastgroup is not None
+        assert found.lastgroup is not None
         self.kind, self.token = found.lastgroup, found.group(found.lastgroup)
         self.start, self.at = found.start(found.lastgroup), found.end()
 
-    def _fail(self, what: str) -> None:
-        raise PipelineError(f"{what}\n  {self.text}\n  {' ' * self.start}^")
+    def _fail(self, what: str, at: int | None = None) -> NoReturn:
+        place = self.start if at is None else at
+        before, line = self.text[:place].rpartition("\n")[2], self.text[place:].partition("\n")[0]
+        raise PipelineError(f"{what}\n  {before}{line}\n  {' ' * len(before)}^")

@@ -19,7 +19,6 @@ from gradcut.parameters import parameters
 from gradcut.passes.base import ACTIVITY, LOSS, QUESTION, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.stop_gradient import frozen_names
 from gradcut.rules import REGISTRY
-from gradcut.spec import values_of
 from gradcut.text import nearest
 
 
@@ -60,7 +59,7 @@ def _objectives(model: ir.Model) -> tuple[str, ...]:
 
 def ask(model: ir.Model, of: Sequence[str], wrt: Sequence[str]) -> Activity:
     """The activity analysis for names of the main graph."""
-    known = values_of(model.graph)
+    known = main_values(model.graph)
     named = parameters(model.graph, REGISTRY)
     frozen = frozen_names(model)
     return analyze_graph(

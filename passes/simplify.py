@@ -1,7 +1,8 @@
 """`simplify`: take out what the backward does not need.
 
-1. Multiplication or division by the number one, and sums with the number zero, where no broadcast is lost.
-2. A transpose of a transpose; a transpose of a product whose operands can be swapped instead (d of a transposed weight).
+1. Multiplication or division by the number one, sums with the number zero, and Expand, Reshape or Slice that change
+   nothing, where no broadcast is lost.
+2. A transpose of a transpose; a transpose of a product whose operands can be swapped (d of a transposed weight).
 3. Equal computations become one; draws, marks and control flow are opaque.
 4. What nothing reads goes.
 """
@@ -14,13 +15,11 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from gradcut.dialect import declare, is_mark
+from gradcut.dialect import DOMAIN, declare, is_mark
 from gradcut.ops import same_shape
-from gradcut.passes.base import Pass, register
+from gradcut.passes.base import DRAWING, Pass, register
+from gradcut.passes.fold import bypass, changes_nothing
 
-_DRAWS = frozenset(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout".split()
-)
 _SMALL = 64
 
 
@@ -34,6 +33,8 @@ class Simplify(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         RemoveUnusedNodesPass()(model)
         for node in list(model.graph):
+            if changes_nothing(node):
+                bypass(node)
             _neutral(node)
             _transposed(model.graph, node)
         _merge_equal(model.graph)
@@ -56,7 +57,7 @@ def _neutral(node: ir.Node) -> None:
         value, other = node.inputs[position], node.inputs[1 - position]
         if value is None or other is None or not same_shape(other.shape, node.outputs[0].shape):
             continue
-        tensor = ir.convenience.get_const_tensor(value)
+        tensor = None if value.is_initializer() else ir.convenience.get_const_tensor(value)  # those may yet train
         if tensor is not None and tensor.size == 1 and float(tensor.numpy().reshape(())) == number:
             ir.convenience.replace_all_uses_with(node.outputs[0], other)
             return
@@ -76,9 +77,9 @@ def _transposed(graph: ir.Graph, node: ir.Node) -> None:
     if producer.op_type == "Transpose" and "perm" in producer.attributes:
         inner = tuple(producer.attributes["perm"].as_ints())
         source = producer.inputs[0]
-        if source is not None and [inner[i] for i in perm] == list(range(len(perm))):
-            if not node.outputs[0].is_graph_output():
-                ir.convenience.replace_all_uses_with(node.outputs[0], source)
+        undone = source is not None and [inner[i] for i in perm] == list(range(len(perm)))
+        if undone and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
     elif producer.op_type == "Gemm" and perm == (1, 0) and len(node.inputs[0].uses()) == 1:
         _swap_product(graph, node, producer)
 
@@ -122,14 +123,15 @@ def _merge_equal(graph: ir.Graph) -> None:
         if first is node or any(value.is_graph_output() for value in node.outputs):
             continue
         for mine, kept in zip(node.outputs, first.outputs, strict=True):
+            kept.name = kept.name or mine.name
             ir.convenience.replace_all_uses_with(mine, kept)
         doomed.append(node)
     graph.remove(doomed, safe=True)
 
 
 def _key(node: ir.Node) -> tuple[Any, ...] | None:
-    if is_mark(node) or (node.domain == "" and node.op_type in _DRAWS):
-        return None
+    if is_mark(node) or node.op_type in DRAWING or node.domain not in ("", DOMAIN):
+        return None  # what a foreign operator does is not known: it may draw too
     attributes = []
     for name, attribute in sorted(node.attributes.items()):
         value = _hashable(attribute)

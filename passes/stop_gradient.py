@@ -12,13 +12,16 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.dialect import declare, new_mark
+from gradcut.dialect import declare, new_mark, stand_for
 from gradcut.errors import SpecError
 from gradcut.ops import Names
 from gradcut.parameters import decide
 from gradcut.passes.base import FROZEN, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.rules import REGISTRY
 from gradcut.spec import Uses, match_parameters, match_values
+
+#: The first IR version whose models hold functions, which is what a mark is.
+FUNCTIONS_SINCE = 8
 
 
 @register
@@ -66,9 +69,16 @@ def frozen_names(model: ir.Model) -> set[str]:
 
 
 def insert_marks(model: ir.Model, places: Iterable[Uses], reason: str | None) -> list[ir.Value]:
-    """A mark at each place; the marks' outputs."""
+    """A mark at each place; the marks' outputs.
+
+    Args:
+        reason: ``stop-at`` for marks that one question asks for: an analysis then names them after what they mark.
+    """
     names = Names.of(model)
-    return [_insert(model.graph, place, names, reason) for place in places]
+    marked = [_insert(model.graph, place, names, reason) for place in places]
+    if marked:
+        model.ir_version = max(model.ir_version or 0, FUNCTIONS_SINCE)
+    return marked
 
 
 def _insert(graph: ir.Graph, place: Uses, names: Names, reason: str | None) -> ir.Value:
@@ -76,11 +86,13 @@ def _insert(graph: ir.Graph, place: Uses, names: Names, reason: str | None) -> i
     uses = list(value.uses()) if place.whole else list(place.uses)  # gathered before the mark reads the value
     mark = new_mark(value, names, reason)
     marked = mark.outputs[0]
+    if reason == "stop-at":
+        stand_for(marked, value)
     _place(graph, value, mark)
     for node, index in uses:
         node.replace_input_with(index, marked)
     if place.whole:
-        _take_over_output(value, marked)
+        _take_over_output(graph, value, marked)
     return marked
 
 
@@ -97,14 +109,16 @@ def _place(graph: ir.Graph, value: ir.Value, mark: ir.Node) -> None:
         first.prepend(mark)
 
 
-def _take_over_output(value: ir.Value, marked: ir.Value) -> None:
-    """Where the value is a graph output, the mark's output becomes it, under its name."""
-    graph = value.graph
-    if not value.is_graph_output() or not isinstance(graph, ir.Graph):
+def _take_over_output(graph: ir.Graph, value: ir.Value, marked: ir.Value) -> None:
+    """Where the value is an output, the mark's becomes it, under its name; an input that is an output stays it."""
+    if not value.is_graph_output():
         return
-    for position, output in enumerate(graph.outputs):
+    home = value.graph if isinstance(value.graph, ir.Graph) else graph
+    given = value.is_graph_input() or value.is_initializer()
+    if given and home is graph:
+        return  # one name cannot stand for both
+    for position, output in enumerate(home.outputs):
         if output is value:
-            graph.outputs[position] = marked
-    if value.is_graph_input() or value.is_initializer():
-        return
-    value.name, marked.name = marked.name, value.name
+            home.outputs[position] = marked
+    if not given:
+        value.name, marked.name = marked.name, value.name

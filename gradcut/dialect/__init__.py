@@ -16,6 +16,8 @@ from gradcut.dialect.marks import (
     is_mark,
     mark_reason,
     new_mark,
+    reported_name,
+    stand_for,
 )
 
 __all__ = [
@@ -34,5 +36,7 @@ __all__ = [
     "new_mark",
     "norm",
     "pool",
+    "reported_name",
     "shape",
+    "stand_for",
 ]

@@ -66,9 +66,9 @@ def expand(b: Builder, node: ir.Node) -> ir.Value:
 
 
 def calls(model: ir.Model) -> Iterator[ir.Node]:
-    """Every node of the dialect, in the main graph and in the graphs inside it."""
-    for graph in model.graphs():
-        for node in graph:
+    """Every node of the dialect: in the main graph, in the graphs inside it, in the bodies of functions."""
+    for body in (model.graph, *model.functions.values()):
+        for node in body.all_nodes():
             if node.domain == DOMAIN:
                 yield node
 

@@ -8,6 +8,8 @@ from gradcut.dialect.core import DOMAIN, dialect_op
 from gradcut.ops import Builder, Names
 
 MARK = "StopGradient"
+#: Key of `ir.Value.meta`, which no file holds.
+_STANDS_FOR = "gradcut.stands_for"
 
 
 @dialect_op("X", carried="reason derived")
@@ -29,6 +31,16 @@ def is_derived(node: ir.Node | None) -> bool:
 def mark_reason(node: ir.Node) -> str:
     """``mark`` for one in the file, ``stop-at`` for one asked for, the cut's reason for a derived one."""
     return node.attributes["reason"].as_string() if "reason" in node.attributes else "mark"
+
+
+def stand_for(marked: ir.Value, value: ir.Value) -> None:
+    """Have an analysis call the output of a mark, put there for one question, by the name of what it marks."""
+    marked.meta[_STANDS_FOR] = value.meta[_STANDS_FOR] = reported_name(value)
+
+
+def reported_name(value: ir.Value) -> str:
+    """The name a person knows a value by."""
+    return value.meta.get(_STANDS_FOR, value.name) or ""
 
 
 def new_mark(value: ir.Value, names: Names, reason: str | None = None, derived: bool = False) -> ir.Node:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from gradcut.errors import NoGradientError
 from gradcut.ops import Builder, Names, static_dims
 
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 #: What a rule yields: the operand, by name or by index, and its cotangent.
 Cotangents = Iterator[tuple[str | int, ir.Value]]
 
@@ -91,7 +92,7 @@ class Adjoint:
         """The rank of an operand; refuses where it is unknown."""
         shape = self[operand].shape
         if shape is None:
-            self.refuse(f"the rank of {operand} ({self[operand].name}) is unknown; run shape inference first")
+            self.refuse(f"the rank of {operand} ({self[operand].name}) is unknown; give the graph's inputs their shapes")
         return len(shape)
 
     def constant(self, operand: str | int) -> Any:
@@ -103,6 +104,13 @@ class Adjoint:
     def static(self, operand: str | int) -> tuple[int, ...] | None:
         """An operand's shape in integers, or None."""
         return static_dims(self[operand].shape)
+
+    def wide(self, value: ir.Value) -> ir.Value:
+        """A half as float32, anything else as it is: sums of many terms are taken in it.
+
+        ONNX Runtime's CPU kernels that scatter and add take no halves at all.
+        """
+        return self.b.Cast(value, to=ir.DataType.FLOAT) if value.dtype in _HALVES else value
 
     def refuse(self, reason: str) -> NoReturn:
         """This configuration is not covered."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import onnx_ir as ir
 
-from gradcut.ops import Dim, static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
@@ -26,7 +27,7 @@ def conv(op: Adjoint) -> Cotangents:
 
 
 def _adjoint(
-    op: Adjoint, kind: str, dY: ir.Value, other: ir.Value, target: ir.Value, window: dict[str, list[int]]
+    op: Adjoint, kind: str, dY: ir.Value, other: ir.Value, target: ir.Value, window: Window
 ) -> ir.Value:
     return op.b.op(
         kind,
@@ -50,9 +51,7 @@ def conv_transpose(op: Adjoint) -> Cotangents:
         yield "B", b.op("ReduceSum", dY, b.ints(axes), keepdims=0, shape=op["B"].shape)
     if not op.wants("X", "W"):
         return
-    if op.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or op.attr("output_shape") is not None:
-        op.refuse("auto_pad and output_shape have no rule")
-    window = window_attributes(op, "W")
+    window = window_attributes(op, "W", _transposed_pads)
     if op.wants("X"):
         shared = {name: window[name] for name in ("strides", "pads", "dilations")}
         full = b.op("Conv", dY, W, group=op.attr("group", 1), **shared)
@@ -65,39 +64,76 @@ def conv_transpose(op: Adjoint) -> Cotangents:
         yield "W", _adjoint(op, "ConvWeightGrad", X, dY, W, window)
 
 
-def window_attributes(op: Adjoint, kernel: str | None = None) -> dict[str, list[int]]:
-    """kernel_shape, strides, dilations and explicit pads of a convolution or a pool, auto_pad resolved."""
+Window = dict[str, list[int]]
+
+
+def window_attributes(
+    op: Adjoint, kernel: str | None = None, auto_pads: Callable[[Adjoint, Window], list[int]] | None = None
+) -> Window:
+    """Strides, dilations and explicit pads of a convolution or a pool, and its kernel_shape where that is known.
+
+    Args:
+        kernel: the operand that has the kernel's shape, where no attribute says it.
+        auto_pads: the pads of auto_pad=SAME_* and of output_shape; by default those of a convolution.
+    """
     spatial = op.rank("X") - 2
-    size = op.attr("kernel_shape")
-    if size is None and kernel is not None:
-        weights = static_dims(op[kernel].shape)
-        size = None if weights is None else weights[2:]
-    if size is None:
-        op.refuse("its kernel's shape is unknown")
-    strides = list(op.attr("strides") or [1] * spatial)
-    dilations = list(op.attr("dilations") or [1] * spatial)
-    pads = list(op.attr("pads") or [0] * (2 * spatial))
-    mode = op.attr("auto_pad", "NOTSET")
-    if mode == "VALID":
-        pads = [0] * (2 * spatial)
-    elif mode in ("SAME_UPPER", "SAME_LOWER"):
-        pads = _same_pads(op, mode, list(size), strides, dilations)
-    return {"kernel_shape": list(size), "strides": strides, "dilations": dilations, "pads": pads}
+    window = {
+        "strides": list(op.attr("strides") or [1] * spatial),
+        "dilations": list(op.attr("dilations") or [1] * spatial),
+        "pads": list(op.attr("pads") or [0] * (2 * spatial)),
+    }
+    dims = None if kernel is None else op[kernel].shape
+    size = op.attr("kernel_shape") or (None if dims is None else list(dims)[2:])
+    if size is not None and all(isinstance(dim, int) for dim in size):
+        window["kernel_shape"] = [int(dim) for dim in size]
+    if op.attr("auto_pad", "NOTSET") == "VALID":
+        window["pads"] = [0] * (2 * spatial)
+    elif op.attr("auto_pad", "NOTSET") != "NOTSET" or op.attr("output_shape") is not None:
+        if "kernel_shape" not in window:
+            op.refuse("its pads depend on the shape of its kernel, which is known only at run time")
+        window["pads"] = (auto_pads or _same_pads)(op, window)
+    return window
 
 
-def _same_pads(op: Adjoint, mode: str, size: list[int], strides: list[int], dilations: list[int]) -> list[int]:
-    """As the ONNX page of Conv: the output is ceil(input / stride); an odd pad goes to the end for SAME_UPPER."""
-    begins, ends = [], []
-    dims: list[Dim] = list(op["X"].shape or ())[2:]
-    for dim, k, stride, dilation in zip(dims, size, strides, dilations, strict=True):
-        reach = (k - 1) * dilation + 1
+def _same_pads(op: Adjoint, window: Window) -> list[int]:
+    """As the ONNX page of Conv: the output is ceil(input / stride)."""
+    totals = []
+    for axis, (k, stride, dilation) in enumerate(_windows(window), start=2):
+        reach, dim = (k - 1) * dilation + 1, (op["X"].shape or ())[axis]
         if stride == 1:
-            total = reach - 1
+            totals.append(reach - 1)
         elif isinstance(dim, int):
-            total = max(0, (-(-dim // stride) - 1) * stride + reach - dim)
+            totals.append(max(0, (-(-dim // stride) - 1) * stride + reach - dim))
         else:
-            op.refuse(f"auto_pad={mode} with stride {stride} over a dimension known only at run time")
-        small = total // 2
-        begins.append(total - small if mode == "SAME_LOWER" else small)
-        ends.append(small if mode == "SAME_LOWER" else total - small)
-    return begins + ends
+            op.refuse(f"auto_pad with stride {stride} over a dimension that is known only at run time")
+    return _shared_out(op, totals)
+
+
+def _transposed_pads(op: Adjoint, window: Window) -> list[int]:
+    """As the ONNX page of ConvTranspose: the output is input * stride, or the output_shape said."""
+    totals = []
+    extra = op.attr("output_padding") or [0] * len(window["strides"])
+    said = op.attr("output_shape")
+    for axis, (k, stride, dilation) in enumerate(_windows(window)):
+        full = (k - 1) * dilation + 1 + extra[axis]
+        if said is None:
+            totals.append(full - stride)
+            continue
+        dim = (op["X"].shape or ())[axis + 2]
+        if not isinstance(dim, int):
+            op.refuse("output_shape over a dimension that is known only at run time")
+        totals.append(stride * (dim - 1) + full - list(said)[axis - len(window["strides"])])
+    if min(totals) < 0:
+        op.refuse(f"its pads would be negative ({totals}): the output asked for is larger than the windows reach")
+    return _shared_out(op, totals)
+
+
+def _windows(window: Window) -> Iterator[tuple[int, int, int]]:
+    return zip(window["kernel_shape"], window["strides"], window["dilations"], strict=True)
+
+
+def _shared_out(op: Adjoint, totals: list[int]) -> list[int]:
+    """An odd pad goes to the end for SAME_UPPER, to the beginning otherwise."""
+    smaller = [total // 2 for total in totals]
+    larger = [total - total // 2 for total in totals]
+    return smaller + larger if op.attr("auto_pad", "NOTSET") == "SAME_UPPER" else larger + smaller

@@ -23,7 +23,8 @@ def identity(op: Adjoint) -> Cotangents:
 @rule("Cast CastLike", "input")
 def cast(op: Adjoint) -> Cotangents:
     """Between float types: the cotangent in the operand's own type."""
-    yield "input", op.b.Cast(op.dY, to=op["input"].dtype)
+    X = op["input"]
+    yield "input", op.b.CastLike(op.dY, X) if X.dtype is None else op.b.Cast(op.dY, to=X.dtype)
 
 
 @rule("Add", "A B", weights="A B", broadcasts=True)
@@ -63,21 +64,29 @@ def div(op: Adjoint) -> Cotangents:
 
 @rule("Pow", "X Y", broadcasts=True)
 def power(op: Adjoint) -> Cotangents:
-    """Z = X^Y: dX = dZ Y X^(Y-1), zero where Y is; dY = dZ Z log X, zero where Z is zero and Y is not negative."""
+    """Z = X^Y: dX = dZ Y X^(Y-1), zero where Y is; dY = dZ Z log X, zero where Z is zero and Y is not negative.
+
+    Where X = 0 makes a factor infinite, X is replaced by 1 before, so that the gradient's gradient is right too.
+    """
     b, X, Y = op.b, op["X"], op["Y"]
     exponent = b.Cast(Y, to=X.dtype)
     if op.wants("X"):
-        value = op.constant("Y")
-        if value is not None and value.size == 1 and float(value.reshape(())) == 2.0:
-            yield "X", op.dY * (X * 2.0)
-        else:
-            slope = exponent * b.Pow(X, exponent - 1.0)
-            flat = b.Equal(exponent, 0.0)
-            yield "X", op.dY * b.Where(flat, b.scalar_like(0.0, slope), slope)
+        yield "X", op.dY * _power_slope(op, exponent)
     if op.wants("Y"):
-        zero = b.And(b.Equal(X, 0.0), b.GreaterOrEqual(exponent, 0.0))
-        slope = b.Where(zero, b.scalar_like(0.0, X), op.out() * b.Log(X))
+        at_zero = b.And(b.Equal(X, 0.0), b.GreaterOrEqual(exponent, 0.0))
+        slope = op.out() * b.Log(b.Where(at_zero, b.scalar_like(1.0, X), X))
         yield "Y", b.Cast(op.dY * slope, to=Y.dtype)
+
+
+def _power_slope(op: Adjoint, exponent: ir.Value) -> ir.Value:
+    """Y X^(Y-1); a constant exponent that holds no zero needs no care."""
+    b, X, known = op.b, op["X"], op.constant("Y")
+    if known is not None and known.size == 1 and float(known.reshape(())) == 2.0:
+        return X * 2.0
+    if known is None or not (known != 0).all():
+        flat = b.And(b.Equal(X, 0.0), b.Equal(exponent, 0.0))
+        X = b.Where(flat, b.scalar_like(1.0, X), X)
+    return exponent * b.Pow(X, exponent - 1.0)
 
 
 @rule("Neg", "X")

@@ -6,53 +6,43 @@ import onnx_ir as ir
 
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
+from gradcut.rules.shape import put_back
 
 
 @rule("Gather", "data", weights="data")
 def gather(op: Adjoint) -> Cotangents:
     """Rows of the cotangent added up at their indices."""
     data = op["data"]
-    axis = op.attr("axis", 0) % op.rank("data")
-    yield (
-        "data",
-        op.b.op(
-            "GatherGrad",
-            *(op.dY, op["indices"], op.b.shape_of(data)),
-            axis=axis,
-            domain="gradcut",
-            dtype=data.dtype,
-            shape=data.shape,
-        ),
-    )
+    axis = op.attr("axis", 0)
+    if axis < 0:
+        axis += op.rank("data")
+    rows = op.wide(op.dY)
+    operands = rows, op["indices"], op.b.shape_of(data)
+    added = op.b.op("GatherGrad", *operands, axis=axis, domain="gradcut", dtype=rows.dtype, shape=data.shape)
+    yield "data", op.b.Cast(added, to=data.dtype)
 
 
 @rule("GatherElements", "data")
 def gather_elements(op: Adjoint) -> Cotangents:
     """Elements of the cotangent added up at their indices."""
-    data = op["data"]
-    zeros = op.b.zeros_like(data)
-    yield (
-        "data",
-        op.b.op(
-            "ScatterElements",
-            zeros,
-            op["indices"],
-            op.dY,
-            axis=op.attr("axis", 0),
-            reduction="add",
-            shape=data.shape,
-        ),
-    )
+    b, data, dY = op.b, op["data"], op.wide(op.dY)
+    operands = b.zeros(b.shape_of(data), dY.dtype or ir.DataType.FLOAT, data.shape), op["indices"], dY
+    added = b.op("ScatterElements", *operands, axis=op.attr("axis", 0), reduction="add", shape=data.shape)
+    yield "data", b.Cast(added, to=data.dtype)
 
 
 @rule("GatherND", "data")
 def gather_nd(op: Adjoint) -> Cotangents:
     """Slices of the cotangent added up at their indices."""
-    if op.attr("batch_dims", 0):
-        op.refuse("batch_dims > 0 has no rule")
-    data = op["data"]
-    zeros = op.b.zeros_like(data)
-    yield "data", op.b.op("ScatterND", zeros, op["indices"], op.dY, reduction="add", shape=data.shape)
+    data, batch_dims = op["data"], op.attr("batch_dims", 0)
+    if batch_dims:
+        gather = lambda numbers: op.b.op("GatherND", numbers, op["indices"], batch_dims=batch_dims)
+        yield "data", put_back(op, "data", gather)
+        return
+    b, dY = op.b, op.wide(op.dY)
+    zeros = b.zeros(b.shape_of(data), dY.dtype or ir.DataType.FLOAT, data.shape)
+    added = b.op("ScatterND", zeros, op["indices"], dY, reduction="add", shape=data.shape)
+    yield "data", b.Cast(added, to=data.dtype)
 
 
 @rule("ScatterElements", "data updates")

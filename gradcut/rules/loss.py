@@ -8,7 +8,7 @@ from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
 
-@rule("SoftmaxCrossEntropyLoss", "scores", outputs={"log_prob": "scores"})
+@rule("SoftmaxCrossEntropyLoss", "scores")
 def softmax_cross_entropy(op: Adjoint) -> Cotangents:
     """loss = reduce(-w[label] log_prob[label]); dscores = (softmax - onehot) w dloss / sum of w.
 
@@ -37,20 +37,27 @@ def softmax_cross_entropy(op: Adjoint) -> Cotangents:
 def _through_loss(op: Adjoint, log_prob: ir.Value) -> ir.Value:
     """The picked class's log probability has the cotangent -factor [N, 1, ...], the softmax spreads it back."""
     b = op.b
-    safe, factor = _factors(op)
-    picked = b.op("ScatterElements", b.Exp(log_prob), safe, _minus_one(op, safe), axis=1, reduction="add")
+    safe, factor = _factors(op, "scores", "labels", "weights")
+    probabilities = op.wide(b.Exp(log_prob))
+    minus_one = b.Expand(b.scalar_like(-1.0, probabilities), b.Shape(safe))
+    picked = b.op("ScatterElements", probabilities, safe, minus_one, axis=1, reduction="add")
     picked.shape = log_prob.shape
-    return picked * factor
+    return b.Cast(picked * op.wide(factor), to=log_prob.dtype)
 
 
-def _minus_one(op: Adjoint, like: ir.Value) -> ir.Value:
-    return op.b.op("Expand", op.b.scalar_like(-1.0, op["scores"]), op.b.Shape(like))
+@rule("NegativeLogLikelihoodLoss", "input")
+def negative_log_likelihood(op: Adjoint) -> Cotangents:
+    """loss = reduce(-w[target] input[target]): dinput is -w dloss / sum of w at the target, 0 elsewhere."""
+    b, data = op.b, op["input"]
+    safe, factor = _factors(op, "input", "target", "weight")
+    share = b.Expand(-factor, b.Shape(safe))
+    yield "input", b.op("ScatterElements", b.zeros_like(data), safe, share, axis=1, shape=data.shape)
 
 
-def _factors(op: Adjoint) -> tuple[ir.Value, ir.Value]:
+def _factors(op: Adjoint, data: str, target: str, by_class: str) -> tuple[ir.Value, ir.Value]:
     """Labels with ignored ones set to 0, and the cotangent of each row's negative log likelihood: both [N, 1, ...]."""
-    b, scores = op.b, op["scores"]
-    labels = b.Unsqueeze(b.Cast(op["labels"], to=ir.DataType.INT64), b.ints([1]))
+    b, scores = op.b, op[data]
+    labels = b.Unsqueeze(b.Cast(op[target], to=ir.DataType.INT64), b.ints([1]))
     ignore = op.attr("ignore_index")
     weight = b.op("Expand", b.scalar_like(1.0, scores), b.Shape(labels))
     safe = labels
@@ -58,10 +65,9 @@ def _factors(op: Adjoint) -> tuple[ir.Value, ir.Value]:
         kept = b.Not(b.Equal(labels, b.constant(ignore, ir.DataType.INT64)))
         safe = b.Where(kept, labels, b.constant(0, ir.DataType.INT64))
         weight = b.Cast(kept, to=scores.dtype)
-    if op.get("weights") is not None:
-        weight = weight * b.op("Gather", op["weights"], safe, axis=0)
-    reduction = op.attr("reduction", "mean")
-    dloss = op.cotangent("output")
+    if op.get(by_class) is not None:
+        weight = weight * b.op("Gather", op[by_class], safe, axis=0)
+    reduction, dloss = op.attr("reduction", "mean"), op.cotangent()
     assert dloss is not None
     if reduction == "none":
         return safe, weight * b.Unsqueeze(dloss, b.ints([1]))

@@ -22,156 +22,189 @@ def log_softmax(op: Adjoint) -> Cotangents:
 
 def _along_axis(op: Adjoint, kind: str) -> ir.Value:
     Y = op.out()
-    axis = op.attr("axis", -1) % op.rank("input")
+    axis = op.attr("axis", -1)
+    if Y.shape is not None:
+        axis %= len(Y.shape)
     return op.b.op(kind, op.dY, Y, axis=axis, domain="gradcut", dtype=Y.dtype, shape=Y.shape)
 
 
-@rule("LayerNormalization", "X Scale B", weights="Scale B", outputs={"Mean": "X", "InvStdDev": "X"})
+@rule(
+    "LayerNormalization",
+    "X Scale B",
+    weights="Scale B",
+    outputs=lambda node: {"Mean": "X", "InvStdDev": "X"},
+)
 def layer_normalization(op: Adjoint) -> Cotangents:
     """Y = Xhat Scale + B, Xhat = (X - Mean) InvStdDev over the axes from `axis` on; Ba et al. 2016.
 
     dB = sum dY, dScale = sum dY Xhat, dX by `NormalizationGrad`; the statistics are the forward's own outputs.
+    Through them: dX += dMean / n - dInvStdDev InvStdDev^2 Xhat / n.
     """
-    if op.cotangent("Mean") is not None or op.cotangent("InvStdDev") is not None:
-        op.refuse("its outputs Mean and InvStdDev are differentiated, and only Y is covered")
-    b, X, Scale, dY = op.b, op["X"], op["Scale"], op.dY
+    b, dY = op.b, op.cotangent("Y")
     axis = op.attr("axis", -1) % op.rank("X")
-    if op.wants("B"):
+    if op.wants("B") and dY is not None:
         yield "B", b.sum_to(dY, op["B"])
     if not op.wants("X", "Scale"):
         return
-    mean, deviation = (_statistic(op, name, axis) for name in ("Mean", "InvStdDev"))
-    Xhat = (X - mean) * deviation
-    if op.wants("Scale"):
-        yield "Scale", b.sum_to(dY * Xhat, Scale)
-    if op.wants("X"):
-        yield "X", _normalization_grad(op, dY * Scale, Xhat, deviation, range(axis, op.rank("X")))
+    mean, deviation = _layer_statistics(op, axis)
+    kind = mean.dtype
+    Xhat = (b.Cast(op["X"], to=kind) - mean) * deviation
+    cotangent = None if dY is None else b.Cast(dY, to=kind)
+    if op.wants("Scale") and cotangent is not None:
+        yield "Scale", b.Cast(b.sum_to(cotangent * Xhat, op["Scale"]), to=op["Scale"].dtype)
+    if not op.wants("X"):
+        return
+    parts = []
+    if cotangent is not None:
+        dXhat = cotangent * b.Cast(op["Scale"], to=kind)
+        parts.append(_normalization_grad(op, dXhat, Xhat, deviation, range(axis, op.rank("X"))))
+    parts += _through_layer_statistics(op, Xhat, deviation)
+    yield "X", b.Cast(_add_up(op, parts), to=op["X"].dtype)
 
 
-def _statistic(op: Adjoint, name: str, axis: int) -> ir.Value:
-    """Mean or InvStdDev of the forward node, [D0, ..., 1, ...], in the dtype of X."""
-    X, value = op["X"], op.out(name)
-    if value.dtype is None:
-        value.dtype = ir.DataType.DOUBLE if X.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
-    value.shape = ir.Shape([1 if i >= axis else dim for i, dim in enumerate(X.shape or ())])
-    return op.b.Cast(value, to=X.dtype)
+def _layer_statistics(op: Adjoint, axis: int) -> tuple[ir.Value, ir.Value]:
+    """Mean and InvStdDev, [D0, ..., 1, ...], in the type they are kept in: at least float32.
+
+    They are outputs of the forward node; those are float32 for a float64 X too, so there they are taken again.
+    """
+    b, X = op.b, op["X"]
+    if X.dtype == ir.DataType.DOUBLE:
+        axes = b.ints(range(axis, op.rank("X")))
+        mean = b.ReduceMean(X, axes, keepdims=1)
+        return mean, _inverse_deviation(op, X - mean, axes)
+    shape = ir.Shape([1 if i >= axis else dim for i, dim in enumerate(X.shape or ())])
+    found = [op.out(name) for name in ("Mean", "InvStdDev")]
+    for value in found:
+        value.dtype, value.shape = value.dtype or ir.DataType.FLOAT, shape
+    return found[0], found[1]
+
+
+def _through_layer_statistics(op: Adjoint, Xhat: ir.Value, deviation: ir.Value) -> list[ir.Value]:
+    b, parts, kind = op.b, [], Xhat.dtype
+    n = b.Cast(b.Div(b.Size(Xhat), b.Size(deviation)), to=kind)
+    dMean, dInvStdDev = op.cotangent("Mean"), op.cotangent("InvStdDev")
+    if dMean is not None:
+        share = b.Cast(dMean, to=kind) / n
+        parts.append(b.op("Expand", share, b.shape_of(op["X"]), shape=op["X"].shape))
+    if dInvStdDev is not None:
+        parts.append(-(b.Cast(dInvStdDev, to=kind) * (deviation * deviation) / n * Xhat))
+    return parts
+
+
+def _inverse_deviation(op: Adjoint, centred: ir.Value, axes: ir.Value) -> ir.Value:
+    b = op.b
+    var = b.ReduceMean(centred * centred, axes, keepdims=1)
+    return b.Reciprocal(b.Sqrt(var + op.attr("epsilon", 1e-5)))
 
 
 def _normalization_grad(
     op: Adjoint, dXhat: ir.Value, Xhat: ir.Value, deviation: ir.Value, axes: range | list[int]
 ) -> ir.Value:
-    X = op["X"]
-    return op.b.op(
-        "NormalizationGrad",
-        dXhat,
-        Xhat,
-        deviation,
-        op.b.ints(axes),
-        domain="gradcut",
-        dtype=X.dtype,
-        shape=X.shape,
-    )
+    operands = dXhat, Xhat, deviation, op.b.ints(axes)
+    return op.b.op("NormalizationGrad", *operands, domain="gradcut", dtype=Xhat.dtype, shape=op["X"].shape)
 
 
-_STATISTICS = {"running_mean": "X input_mean", "running_var": "X input_var"}
+def _add_up(op: Adjoint, parts: list[ir.Value]) -> ir.Value:
+    return parts[0] if len(parts) == 1 else op.b.Sum(*parts)
 
 
-@rule("BatchNormalization", "X scale B input_mean input_var", weights="scale B", outputs=_STATISTICS)
+def _batch_outputs(node: ir.Node) -> dict[str, str]:
+    """In training the statistics given to Y are those of X, and the given ones only move the running ones."""
+    if "training_mode" in node.attributes and node.attributes["training_mode"].as_int():
+        return {"Y": "X scale B", "running_mean": "X input_mean", "running_var": "X input_var"}
+    return {}
+
+
+@rule("BatchNormalization", "X scale B input_mean input_var", weights="scale B", outputs=_batch_outputs)
 def batch_normalization(op: Adjoint) -> Cotangents:
-    """Y = Xhat scale + B per channel; Ioffe and Szegedy 2015. Inference: the statistics are operands."""
-    if op.attr("training_mode", 0):
-        yield from _batch_statistics(op)
-    else:
-        yield from _given_statistics(op)
+    """Y = Xhat scale + B per channel; Ioffe and Szegedy 2015. Inference: the statistics are operands.
+
+    The type of the statistics may be wider than that of X; the backward is computed in the widest.
+    """
+    rule = _batch_statistics if op.attr("training_mode", 0) else _given_statistics
+    for operand, cotangent in rule(op):
+        yield operand, op.b.Cast(cotangent, to=op[operand].dtype)
+
+
+def _wide(op: Adjoint, value: ir.Value) -> ir.Value:
+    """A value in the widest type among the operands."""
+    kinds = {op[name].dtype for name in ("X", "scale", "input_var")}
+    for kind in (ir.DataType.DOUBLE, ir.DataType.FLOAT):
+        if kind in kinds:
+            return op.b.Cast(value, to=kind)
+    return value
 
 
 def _given_statistics(op: Adjoint) -> Cotangents:
     """dX = dY scale / sqrt(var + eps), dmean = -sum of it, dvar = -1/2 sum(dY Xhat) scale / (var + eps)."""
-    b, dY, scale = op.b, op.dY, op["scale"]
+    b, dY, scale = op.b, _wide(op, op.dY), _wide(op, op["scale"])
     rank = op.rank("X")
-    deviation = b.Reciprocal(b.Sqrt(op["input_var"] + op.attr("epsilon", 1e-5)))
-    total = _channel_sum(op, dY) if op.wants("B", "input_mean") else None
+    deviation = b.Reciprocal(b.Sqrt(_wide(op, op["input_var"]) + op.attr("epsilon", 1e-5)))
     if op.wants("X"):
-        factor = b.Cast(scale * deviation, to=dY.dtype)
-        yield "X", dY * _channels(op, factor, rank)
+        yield "X", dY * _channels(op, scale * deviation, rank)
+    total = _channel_sum(op, dY) if op.wants("B", "input_mean") else None
     if total is not None and op.wants("B"):
-        yield "B", b.Cast(total, to=op["B"].dtype)
+        yield "B", total
     if total is not None and op.wants("input_mean"):
         yield "input_mean", -(total * (scale * deviation))
-    if op.wants("scale", "input_var"):
-        Xhat = (op["X"] - _channels(op, op["input_mean"], rank)) * _channels(op, deviation, rank)
-        projection = _channel_sum(op, dY * Xhat)
-        if op.wants("scale"):
-            yield "scale", projection
-        if op.wants("input_var"):
-            yield "input_var", projection * scale * (deviation * deviation) * -0.5
+    if not op.wants("scale", "input_var"):
+        return
+    centred = _wide(op, op["X"]) - _channels(op, _wide(op, op["input_mean"]), rank)
+    projection = _channel_sum(op, dY * (centred * _channels(op, deviation, rank)))
+    if op.wants("scale"):
+        yield "scale", projection
+    if op.wants("input_var"):
+        yield "input_var", projection * scale * (deviation * deviation) * -0.5
 
 
 def _batch_statistics(op: Adjoint) -> Cotangents:
     """Training mode: the statistics are those of X; each running output is momentum * old + (1 - momentum) * new."""
-    b, dY = op.b, op.cotangent()
-    rank, momentum = op.rank("X"), op.attr("momentum", 0.9)
-    axes = [0, *range(2, rank)]
-    running = {name: op.cotangent(name) for name in ("running_mean", "running_var")}
+    b, momentum, rank = op.b, op.attr("momentum", 0.9), op.rank("X")
     for name, operand in (("running_mean", "input_mean"), ("running_var", "input_var")):
-        cotangent = running[name]
-        if op.wants(operand) and cotangent is not None:
-            yield operand, cotangent * momentum
+        running = op.cotangent(name)
+        if op.wants(operand) and running is not None:
+            yield operand, running * momentum
+    found = op.cotangent()
+    dY = None if found is None else _wide(op, found)
     if op.wants("B") and dY is not None:
         yield "B", _channel_sum(op, dY)
     if not op.wants("X", "scale"):
         return
-    mean, deviation = _batch_mean(op, axes), _batch_deviation(op, axes)
-    Xhat = (op["X"] - mean) * deviation
+    centred, deviation = _batch_moments(op)
+    Xhat = centred * deviation
     if op.wants("scale") and dY is not None:
         yield "scale", _channel_sum(op, dY * Xhat)
     if not op.wants("X"):
         return
     parts = []
     if dY is not None:
-        dXhat = dY * _channels(op, op["scale"], rank)
-        parts.append(_normalization_grad(op, dXhat, Xhat, deviation, axes))
-    parts += _through_running(op, running, Xhat, deviation, momentum, rank)
-    yield "X", parts[0] if len(parts) == 1 else b.Sum(*parts)
+        dXhat = dY * _channels(op, _wide(op, op["scale"]), rank)
+        parts.append(_normalization_grad(op, dXhat, Xhat, deviation, [0, *range(2, rank)]))
+    yield "X", _add_up(op, parts + _through_running(op, centred, 1.0 - momentum))
 
 
-def _through_running(
-    op: Adjoint,
-    running: dict[str, ir.Value | None],
-    Xhat: ir.Value,
-    deviation: ir.Value,
-    momentum: float,
-    rank: int,
-) -> list[ir.Value]:
+def _through_running(op: Adjoint, centred: ir.Value, fraction: float) -> list[ir.Value]:
     """d mean / dX = 1/n and d var / dX = 2 (X - mean) / n, from the running outputs."""
-    b, parts = op.b, []
-    X = op["X"]
-    n = b.Cast(b.Div(b.Size(X), b.Size(op["scale"])), to=X.dtype)
-    mean, var = running["running_mean"], running["running_var"]
+    b, X, rank, parts = op.b, op["X"], op.rank("X"), []
+    mean, var = op.cotangent("running_mean"), op.cotangent("running_var")
+    n = b.Cast(b.Div(b.Size(X), b.Size(op["scale"])), to=centred.dtype)
     if mean is not None:
-        share = _channels(op, mean * (1.0 - momentum) / n, rank)
+        share = _channels(op, _wide(op, mean) * fraction / n, rank)
         parts.append(b.op("Expand", share, b.shape_of(X), shape=X.shape))
     if var is not None:
-        share = _channels(op, var * (2.0 * (1.0 - momentum)) / n, rank)
-        parts.append(Xhat / deviation * share)
+        parts.append(centred * _channels(op, _wide(op, var) * (2.0 * fraction) / n, rank))
     return parts
 
 
-def _batch_mean(op: Adjoint, axes: list[int]) -> ir.Value:
-    """The batch's mean: the node's own output where its momentum is 0, else taken again."""
+def _batch_moments(op: Adjoint) -> tuple[ir.Value, ir.Value]:
+    """X - mean, and 1 / sqrt(var + eps) of the batch: by the node's own outputs where its momentum is 0."""
+    b, X, rank = op.b, _wide(op, op["X"]), op.rank("X")
+    axes = b.ints([0, *range(2, rank)])
     if op.attr("momentum", 0.9) == 0.0 and len(op.node.outputs) > 2:
-        return _channels(op, op.out("running_mean"), op.rank("X"))
-    return op.b.ReduceMean(op["X"], op.b.ints(axes), keepdims=1)
-
-
-def _batch_deviation(op: Adjoint, axes: list[int]) -> ir.Value:
-    b = op.b
-    if op.attr("momentum", 0.9) == 0.0 and len(op.node.outputs) > 2:
-        var = _channels(op, op.out("running_var"), op.rank("X"))
-    else:
-        centred = op["X"] - b.ReduceMean(op["X"], b.ints(axes), keepdims=1)
-        var = b.ReduceMean(centred * centred, b.ints(axes), keepdims=1)
-    return b.Reciprocal(b.Sqrt(var + op.attr("epsilon", 1e-5)))
+        mean, var = (_channels(op, _wide(op, op.out(name)), rank) for name in ("running_mean", "running_var"))
+        return X - mean, b.Reciprocal(b.Sqrt(var + op.attr("epsilon", 1e-5)))
+    centred = X - b.ReduceMean(X, axes, keepdims=1)
+    return centred, _inverse_deviation(op, centred, axes)
 
 
 def _channels(op: Adjoint, value: ir.Value, rank: int) -> ir.Value:

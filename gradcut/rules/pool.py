@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
+from gradcut.ops import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
-from gradcut.rules.conv import window_attributes
+from gradcut.rules.conv import Window, window_attributes
 from gradcut.rules.registry import rule
 
 
@@ -20,52 +24,67 @@ def max_pool(op: Adjoint) -> Cotangents:
     indices = op.out("Indices")
     indices.dtype = ir.DataType.INT64
     indices.shape = op.out().shape
-    yield (
-        "X",
-        b.op("MaxPoolGrad", op.dY, indices, b.shape_of(X), domain="gradcut", dtype=X.dtype, shape=X.shape),
-    )
+    dY = op.wide(op.dY)
+    added = b.op("MaxPoolGrad", dY, indices, b.shape_of(X), domain="gradcut", dtype=dY.dtype, shape=X.shape)
+    yield "X", b.Cast(added, to=X.dtype)
 
 
 @rule("AveragePool", "X")
 def average_pool(op: Adjoint) -> Cotangents:
     """The cotangent over the window's count, spread over the window."""
     b, X = op.b, op["X"]
-    if op.attr("ceil_mode", 0):
-        op.refuse("ceil_mode=1 has no rule")
     window = window_attributes(op)
-    if any(window["pads"]) and not op.attr("count_include_pad", 0):
+    if any(window["pads"]) and not op.attr("count_include_pad", 0) or op.attr("ceil_mode", 0):
         divided = op.dY / _counts(op, window)
     else:
         divided = op.dY * (1.0 / math.prod(window["kernel_shape"]))
-    yield (
-        "X",
-        b.op(
-            "AveragePoolGrad",
-            divided,
-            b.shape_of(X),
-            domain="gradcut",
-            dtype=X.dtype,
-            shape=X.shape,
-            **window,
-        ),
-    )
+    shape = b.shape_of(X)
+    yield "X", b.op("AveragePoolGrad", divided, shape, domain="gradcut", dtype=X.dtype, shape=X.shape, **window)
 
 
-def _counts(op: Adjoint, window: dict[str, list[int]]) -> ir.Value:
-    """How many elements of X each window holds: a pool of ones that counts pads, times the window's size."""
-    b, X = op.b, op["X"]
-    ones = b.Expand(b.scalar_like(1.0, X), b.shape_of(X))
-    share = b.op("AveragePool", ones, count_include_pad=1, shape=op.out().shape, **window)
-    return share * float(math.prod(window["kernel_shape"]))
+def _counts(op: Adjoint, window: Window) -> ir.Value:
+    """How many elements each window counts, [*O]: a product over the axes.
+
+    Windows reach over the end in ceil_mode, where nothing counts; pads count with count_include_pad.
+    """
+    lines = [_line_counts(op, window, axis) for axis in range(len(window["strides"]))]
+    arrays = [line for line in lines if not isinstance(line, ir.Value)]
+    if len(arrays) == len(lines):
+        return op.b.constant(functools.reduce(np.multiply.outer, arrays), op["X"].dtype)
+    total: ir.Value | None = None
+    for axis, line in enumerate(lines):
+        column = op.b.ints([-1, *[1] * (len(lines) - 1 - axis)])
+        value = line if isinstance(line, ir.Value) else op.b.constant(line, op["X"].dtype)
+        value = op.b.Reshape(value, column)
+        total = value if total is None else total * value
+    assert total is not None
+    return total
+
+
+def _line_counts(op: Adjoint, window: Window, axis: int) -> np.ndarray[Any, Any] | ir.Value:
+    """Along one spatial axis: for each window, its places that are inside."""
+    b, kind = op.b, ir.DataType.INT64
+    stride, pads = window["strides"][axis], (window["pads"][axis], window["pads"][axis + len(window["strides"])])
+    offsets = np.arange(window["kernel_shape"][axis]) * window["dilations"][axis] - pads[0]
+    low, high = (-pads[0], pads[1]) if op.attr("count_include_pad", 0) else (0, 0)
+    dims = [shape[axis + 2] if shape is not None else None for shape in (op["X"].shape, op.out().shape)]
+    if isinstance(dims[0], int) and isinstance(dims[1], int):
+        places = np.arange(dims[1])[:, None] * stride + offsets
+        return ((places >= low) & (places < dims[0] + high)).sum(axis=1)
+    zero, count = b.constant(0, kind), b.op("Squeeze", b.dim(op.out(), axis + 2))
+    starts = b.Range(zero, count, b.constant(1, kind), dtype=kind) * stride
+    places = b.Unsqueeze(starts, b.ints([1])) + b.ints(offsets)
+    inside = b.And(b.GreaterOrEqual(places, low), b.Less(places, b.dim(op["X"], axis + 2) + high))
+    return b.ReduceSum(b.Cast(inside, to=op["X"].dtype), b.ints([1]), keepdims=0)
 
 
 @rule("GlobalAveragePool", "X")
 def global_average_pool(op: Adjoint) -> Cotangents:
     """The cotangent over the number of places, at each place."""
     b, X = op.b, op["X"]
-    spatial = list(X.shape or ())[2:]
-    if all(isinstance(dim, int) for dim in spatial):
-        divided = op.dY * (1.0 / math.prod(int(dim) for dim in spatial))  # type: ignore[arg-type]
+    known = None if X.shape is None else static_dims(ir.Shape(list(X.shape)[2:]))
+    if known is not None:
+        divided = op.dY * (1.0 / math.prod(known))
     else:
         sizes = b.Size(X), b.Size(op.dY)
         divided = op.dY * (b.Cast(sizes[1], to=X.dtype) / b.Cast(sizes[0], to=X.dtype))

@@ -78,38 +78,27 @@ def _shaped(op: Adjoint, value: ir.Value) -> ir.Value:
 
 def _axes(op: Adjoint) -> list[int] | None:
     """The reduced axes, not negative; None where only run time can tell."""
-    rank = op.rank("data")
-    if op.get("axes") is None:
-        return [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
-    axes = op.constant("axes")
-    if axes is None:
+    axes, shape = op.constant("axes"), op["data"].shape
+    if (op.get("axes") is not None and axes is None) or shape is None:
         return None
-    if axes.size == 0:
-        return [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
-    return sorted({int(axis) % rank for axis in axes})
+    if axes is None or axes.size == 0:
+        return [] if op.attr("noop_with_empty_axes", 0) else list(range(len(shape)))
+    return sorted({int(axis) % len(shape) for axis in axes})
 
 
 def _keep(op: Adjoint, value: ir.Value) -> ir.Value:
-    """A reduced value with the reduced axes as ones."""
-    if op.attr("keepdims", 1):
-        return value
-    axes, data, b = _axes(op), op["data"], op.b
-    if axes is None:
-        return _keep_at_run_time(op, value)
-    if not axes:
-        return value
-    shape = ir.Shape([1 if axis in axes else dim for axis, dim in enumerate(data.shape or ())])
-    return b.op("Unsqueeze", value, b.ints(axes), shape=shape)
+    """A reduced value in a shape that broadcasts to that of data.
 
-
-def _keep_at_run_time(op: Adjoint, value: ir.Value) -> ir.Value:
-    """Axes known only at run time: the shape with ones comes from reducing ones of the shape of data."""
-    b, axes = op.b, op["axes"]
-    rank = b.ints([op.rank("data")])
-    positive = b.Where(b.Less(axes, b.ints([0])), axes + rank, axes)
-    wide = b.shape_of(op["data"])
-    shape = b.op("ScatterElements", wide, positive, b.Expand(b.ints([1]), b.Shape(axes)), axis=0)
-    return b.op("Reshape", value, shape, allowzero=1)
+    Unsqueeze reads axes as the reduction does, negative ones too; without axes the value is a scalar or not reduced.
+    """
+    axes, constant = op.get("axes"), op.constant("axes")
+    if op.attr("keepdims", 1) or axes is None or (constant is not None and constant.size == 0):
+        return value
+    known, data = _axes(op), op["data"]
+    shape = None
+    if known is not None:
+        shape = ir.Shape([1 if axis in known else dim for axis, dim in enumerate(data.shape or ())])
+    return op.b.op("Unsqueeze", value, axes, shape=shape)
 
 
 def _spread(op: Adjoint, value: ir.Value) -> ir.Value:
@@ -123,8 +112,7 @@ def _count(op: Adjoint) -> int | ir.Value:
     dims = None if axes is None or shape is None else [shape[axis] for axis in axes]
     if dims is not None and all(isinstance(dim, int) for dim in dims):
         return math.prod(int(dim) for dim in dims)  # type: ignore[arg-type]
-    data = op["data"]
-    sizes = b.Size(data), b.Size(op.out())
-    ratio = b.Cast(sizes[0], to=data.dtype) / b.Cast(sizes[1], to=data.dtype)
+    results = b.Max(b.Size(op.out()), b.constant(1, ir.DataType.INT64))
+    ratio = b.Div(b.Size(op["data"]), results)
     ratio.shape = ir.Shape([])
-    return ratio
+    return b.Cast(ratio, to=op["data"].dtype)

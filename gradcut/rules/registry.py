@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx.defs
 import onnx_ir as ir
@@ -18,6 +18,8 @@ from gradcut.errors import SpecError
 from gradcut.rules.adjoint import Adjoint, Cotangents
 
 VJP = Callable[[Adjoint], Cotangents]
+#: For a node: operand names, separated by blanks, by the name of the output that depends on them alone.
+Outputs = Callable[[ir.Node], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Rule:
         operands: names of the operands in order; those of the ONNX operator page where there is one.
         differentiable: the operands that have a derivative; the others never carry a gradient.
         weights: the operands that make a constant a parameter.
-        outputs: for an output that depends on fewer operands than all: which ones.
+        outputs: for each output of a node that depends on fewer operands than all: which ones.
         broadcasts: the rule yields cotangents of the output's shape, and the engine sums them to the operand's.
         vjp: yields (operand, cotangent); None where only weights are declared, or the derivative is zero.
         zero: the derivative is zero almost everywhere.
@@ -40,7 +42,7 @@ class Rule:
     operands: tuple[str, ...]
     differentiable: frozenset[str]
     weights: frozenset[str] = frozenset()
-    outputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    outputs: Outputs = lambda node: {}
     broadcasts: bool = False
     vjp: VJP | None = None
     zero: bool = False
@@ -82,8 +84,8 @@ class Registry:
         name = operand_name(rule, node, operand)
         if rule.zero or name not in rule.differentiable:
             return False
-        narrowed = rule.outputs.get(output_name(node, output))
-        return narrowed is None or name in narrowed
+        narrowed = rule.outputs(node).get(output_name(node, output))
+        return narrowed is None or name in narrowed.split()
 
     def weight(self, node: ir.Node, operand: int) -> bool:
         """Whether a constant at this operand is a parameter."""
@@ -99,7 +101,7 @@ def rule(
     differentiable: str,
     *,
     weights: str = "",
-    outputs: Mapping[str, str] | None = None,
+    outputs: Outputs = lambda node: {},
     broadcasts: bool = False,
     domain: str = "",
     since: int = 1,
@@ -116,7 +118,7 @@ def rule(
                     schema_operands(domain, name),
                     frozenset(differentiable.split()),
                     frozenset(weights.split()),
-                    {output: frozenset(names.split()) for output, names in (outputs or {}).items()},
+                    outputs,
                     broadcasts,
                     vjp,
                 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -52,8 +54,6 @@ def expand(op: Adjoint) -> Cotangents:
 def concat(op: Adjoint) -> Cotangents:
     """Each wanted operand gets its slice; a frozen branch gets none."""
     b, axis = op.b, op.attr("axis")
-    rank = op.rank(next(iter(op.wanted)))
-    axis = axis % rank
     offset: int | ir.Value = 0
     last = max(op.wanted)
     for index, value in enumerate(op.node.inputs[: last + 1]):
@@ -136,18 +136,34 @@ def _scattered(op: Adjoint) -> ir.Value:
     )
 
 
+def put_back(op: Adjoint, operand: str, move: Callable[[ir.Value], ir.Value]) -> ir.Value:
+    """The adjoint of an operator that only copies elements: dY added up where each element came from.
+
+    `move` applies the operator to the row numbers of the flat operand, which tells where that is.
+    """
+    b, value, kind = op.b, op[operand], ir.DataType.INT64
+    shape = b.shape_of(value)
+    count = b.ReduceProd(shape, keepdims=0)
+    numbers = b.Range(b.constant(0, kind), count, b.constant(1, kind), dtype=kind)
+    places = b.Reshape(move(b.Reshape(numbers, shape, allowzero=1)), b.ints([-1, 1]))
+    dY = op.wide(op.dY)
+    zeros = b.zeros(b.Reshape(count, b.ints([1])), dY.dtype or ir.DataType.FLOAT)
+    added = b.ScatterND(zeros, places, b.Reshape(dY, b.ints([-1])), reduction="add")
+    return b.Cast(b.op("Reshape", added, shape, allowzero=1, shape=value.shape), to=value.dtype)
+
+
 @rule("Pad", "data constant_value")
 def pad(op: Adjoint) -> Cotangents:
     """Constant mode: data gets the part of dY that it filled, constant_value the sum of the rest.
 
-    A negative pad cuts; cut elements get zeros.
+    A negative pad cuts; cut elements get zeros. Other modes: what was copied adds up where it came from.
     """
-    if op.attr("mode", "constant") != "constant":
-        op.refuse(f"mode={op.attr('mode')!r} has no rule")
-    if op.get("axes") is not None:
-        op.refuse("pads along `axes` have no rule")
-    b, data = op.b, op["data"]
-    inside = b.op("Pad", op.dY, b.Neg(op["pads"]), shape=data.shape)
+    b, data, axes, mode = op.b, op["data"], op.get("axes"), op.attr("mode", "constant")
+    if mode != "constant":
+        yield "data", put_back(op, "data", lambda numbers: b.Pad(numbers, op["pads"], None, axes, mode=mode))
+        return
+    where = [] if axes is None else [None, axes]
+    inside = b.op("Pad", op.dY, b.Neg(op["pads"]), *where, shape=data.shape)
     if op.wants("data"):
         yield "data", inside
     if op.wants("constant_value"):

@@ -29,6 +29,7 @@ from gradcut.source import Source, own
 from gradcut.spec import as_patterns
 
 #: Relative error allowed, by the dtype that the backward computes in.
+NAN = float("nan")
 _RELATIVE = {"float64": 1e-6, "float32": 5e-4, "float16": 3e-2, "bfloat16": 2e-1}
 
 
@@ -128,6 +129,9 @@ def check_gradients(
     shapes = differences.base if differences is not None else _forward(work, arrays, asked)
     cotangents = [_cotangent(seed, name, shapes[name], emitted.dtype(name)) for name in asked]
     outputs, gradients, draws = emitted(arrays, cotangents)
+    if not gradients:
+        gone = tuple(ValueCheck(name, NAN, NAN, 0.0, False, "the backward could not be run") for name in wanted)
+        return CheckReport(gone, tuple(asked), seed, directions, "", emitted.place, tuple(emitted.notes))
     if differences is None:
         differences = Differences(work, arrays, asked, wanted, draws=draws, like=outputs, seed=seed)
     check = _Check(differences, cotangents, directions, emitted)
@@ -171,7 +175,11 @@ class Backward:
         if self.place != "onnxruntime":
             arrays = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in arrays.items()}
         assert self._run is not None
-        results = self._run(arrays)
+        try:
+            results = self._run(arrays)
+        except Exception as error:  # whatever keeps it from running, the report says so
+            self.notes.append(f"backward in {self.place}: {_line(error)}")
+            return [], [], {}
         names = [output.name for output in self.proto.graph.output]
         by_name = dict(zip(names, results, strict=True))
         draws = {first: by_name[drawn] for first, drawn in self._draws.items()}
@@ -181,7 +189,7 @@ class Backward:
         try:
             return runtime(self.proto)
         except Exception as error:  # no kernel for a dtype; the report says so
-            self.notes.append(f"backward in onnxruntime: {' '.join(str(error).split())[:160]}")
+            self.notes.append(f"backward in onnxruntime: {_line(error)}")
             return None
 
 
@@ -194,14 +202,13 @@ class _Check:
 
     def value(self, name: str, gradient: Array) -> ValueCheck:
         """The worst direction of one wanted value."""
-        nan = float("nan")
         if not self.differences.place:
-            return ValueCheck(name, nan, nan, 0.0, False, "the model could not be evaluated")
+            return ValueCheck(name, NAN, NAN, 0.0, False, "the model could not be evaluated")
         expected = self.differences.base[name].shape
         if gradient.shape != expected:
-            return ValueCheck(name, nan, nan, 0.0, False, f"the gradient's shape is {gradient.shape}, not {expected}")
+            return ValueCheck(name, NAN, NAN, 0.0, False, f"the gradient's shape is {gradient.shape}, not {expected}")
         checks = [self._direction(name, gradient, index) for index in range(self.directions)]
-        return max(checks, key=lambda check: (not check.ok, check.error / check.tolerance))
+        return max(checks, key=lambda check: (not check.ok, check.error - check.tolerance))
 
     def _direction(self, name: str, gradient: Array, index: int) -> ValueCheck:
         slope = self.differences.slope(name, index, self.cotangents)
@@ -224,6 +231,10 @@ class _Check:
         size = sum(float(np.linalg.norm(u.astype(np.float64))) for u in self.cotangents)
         rounding = 100 * eps * size * float(np.linalg.norm(slope.direction))
         return relative * max(abs(slope.central), terms) + rounding + slope.noise / 30
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _every_value(model: ir.Model) -> list[str]:

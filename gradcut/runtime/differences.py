@@ -112,7 +112,7 @@ class Differences:
         step *= max(1.0, float(np.sqrt(np.mean(np.square(base, dtype=np.float64)))) if base.size else 1.0)
         if key not in self._moved:
             at = self._inputs[name]
-            moved = [(sign * step * direction).astype(self._dtype) for sign in (1, -1)]
+            moved = [np.asarray(sign * step * direction, self._dtype) for sign in (1, -1)]
             up, down = (self._run({**self._fixed, at: delta})[: len(self.of)] for delta in moved)
             self._moved[key] = up, down
         up, down = self._moved[key]

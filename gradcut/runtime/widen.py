@@ -47,7 +47,7 @@ def narrower(dtype: ir.DataType | None, to: ir.DataType) -> bool:
 
 def _widen_value(value: ir.Value, to: ir.DataType) -> None:
     if isinstance(value.type, ir.TensorType) and narrower(value.dtype, to):
-        value.dtype = to
+        value.type = ir.TensorType(to)  # a type may be shared with another model's value
 
 
 def _widen_tensor(tensor: ir.TensorProtocol, to: ir.DataType) -> ir.TensorProtocol:

@@ -56,8 +56,9 @@ class Sample:
         constant: names of float operands that are initializers.
         known: names of operands whose shape stays known where the others' become symbolic.
         opset: the first opset at which this form exists.
-        refused_without: ``rank`` or ``shape``, where the rule needs to know that of an operand and says so.
-        second: whether the gradient's gradient has rules and is smooth.
+        unwanted: operands by which nothing is to be differentiated here (a power of a negative number).
+        needs_rank: the rule needs to know the rank of an operand, and refuses where it does not.
+        dtypes: in which some program there is runs the operator.
     """
 
     op: str
@@ -68,11 +69,11 @@ class Sample:
     runtime: tuple[str, ...] = ()
     constant: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
     opset: int = 21
-    refused_without: str = ""
-    second: bool = True
+    needs_rank: bool = False
     domain: str = ""
-    halves: bool = True
+    dtypes: tuple[str, ...] = ("float16", "float64")
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
@@ -95,7 +96,7 @@ class Sample:
             name = self.rule.operands[min(index, len(self.rule.operands) - 1)]
             if array is not None and array.dtype.kind == "f" and name in self.rule.differentiable:
                 names.append(self.operand(index))
-        return tuple(names)
+        return tuple(name for name in names if name not in self.unwanted)
 
     def with_dtype(self, dtype: str) -> Sample:
         cast = lambda array: array.astype(dtype) if array is not None and array.dtype.kind == "f" else array
@@ -105,7 +106,7 @@ class Sample:
 def sample(op: str, name: str, *operands: Array | None, **options: Any) -> Sample:
     """A sample; options that are none of its fields are attributes of the node."""
     own = {key: options.pop(key) for key in list(options) if key in Sample.__dataclass_fields__ and key != "op"}
-    for key in ("runtime", "constant", "known"):
+    for key in ("runtime", "constant", "known", "unwanted", "dtypes"):
         if key in own:
             own[key] = tuple(own[key].split())
     arrays = tuple(a if a is None else np.asarray(a) for a in operands)

@@ -1,0 +1,178 @@
+"""What a compilation did, in figures and in the few lines that a person reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut.artifacts import TrainingArtifacts
+from gradcut.compiler import Request, with_loss
+from gradcut.cost import NOMINAL, Cost, estimate
+from gradcut.errors import GradcutError
+from gradcut.ops import is_float
+from gradcut.optimizers import AdamW
+from gradcut.parameters import KIND, constant_tensor
+from gradcut.passes import Pass, Simplify
+from gradcut.passes.base import FROZEN, LOSS, read_json
+from gradcut.passes.pipeline import collection_held
+from gradcut.source import Source, own
+from gradcut.text import human, join_names
+
+#: What is said of artifacts without an objective, by every command.
+NO_LOSS = "these artifacts have no loss; compile with one: gradcut compile ... --loss cross_entropy"
+_FOLDED = "pkg.onnxscript.optimizer.folded_from"
+_ANONYMOUS = re.compile(r"val_\d+")
+
+
+def full_cost(
+    model: Source,
+    loss: str | Source | None = None,
+    target: str = "onnx",
+    batch_norm: str = "auto",
+    dropout: str = "auto",
+) -> Cost:
+    """What a step costs where every parameter trains and nothing stops but the marks that the model came with.
+
+    `backward_nodes` counts those of the emitted graph, after lowering; the rest is estimated before it, as in the
+    manifest.
+
+    Raises:
+        GradcutError: full training is refused, such as for an operator without a gradient.
+    """
+    text = loss if isinstance(loss, str) else ""
+    request = Request(text, (), (), (), AdamW(), target, False, batch_norm, dropout, 0)
+    given = own(model)
+    given.metadata_props.pop(FROZEN, None)
+    costs: list[Cost] = []
+
+    def see(one: Pass, work: ir.Model, seconds: float) -> None:
+        if isinstance(one, Simplify):
+            costs.append(estimate(work.graph))
+
+    with collection_held():
+        work, _ = with_loss(given, request, loss, False, None)
+        request.tail(read_json(work, LOSS) is not None).run(work, watch=see)
+    return replace(costs[0], backward_nodes=estimate(work.graph).backward_nodes)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A compilation against full training.
+
+    Attributes:
+        cost: of a step as compiled, `backward_nodes` counted in the emitted graph.
+        full: the same for full training; None where that is refused, and then `refused` says why.
+        destroyed: what the model's exporter took away, a sentence each.
+    """
+
+    manifest: Mapping[str, Any]
+    cost: Cost
+    full: Cost | None
+    refused: str
+    destroyed: tuple[str, ...]
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Lines for a person: a heading of one word, and a sentence."""
+        yield "trains", _parameters(self.manifest, "trained")
+        yield from self._frozen()
+        yield "backward", f"{self.cost.backward_nodes} nodes emitted" + self._against("backward_nodes", "")
+        yield "step", f"{human(self.cost.flops, 'FLOP')}" + self._against("flops", "FLOP")
+        yield "saved", f"{human(self.cost.saved_bytes, 'B')} of activations" + self._against("saved_bytes", "B")
+        if self.full is None:
+            yield "", f"full training is refused: {self.refused}"
+        if _has_symbols(self.manifest):
+            yield "", f"(estimated with {NOMINAL} for every dimension that is open)"
+        modes = list(self.manifest["batch_norm"].values())
+        if modes:
+            yield "batch norm", _modes(modes)
+        if self.manifest["loss"] is None:
+            yield "loss", NO_LOSS
+
+    def warnings(self) -> Iterator[str]:
+        for name, why in self.manifest["unreached"].items():
+            yield f"{name} gets no gradient and is left out of training: {why}"
+        yield from self.destroyed
+
+    def _frozen(self) -> Iterator[tuple[str, str]]:
+        for status, why in (("frozen", "by --freeze or the model"), ("not-trained", "not named by --train")):
+            if any(one["status"] == status for one in self.manifest["parameters"]):
+                yield "frozen", f"{_parameters(self.manifest, status)} ({why})"
+        statistics = len(self.manifest["state"])
+        if statistics:
+            yield "state", f"{statistics} running statistics move"
+
+    def _against(self, field: str, unit: str) -> str:
+        if self.full is None:
+            return ""
+        mine, full = getattr(self.cost, field), getattr(self.full, field)
+        share = f" ({mine / full:.0%})" if full else ""
+        return f"; {human(full, unit)} in full training{share}"
+
+
+def summarize(artifacts: TrainingArtifacts, model: Source, loss: str | None, batch_norm: str, dropout: str) -> Summary:
+    """The summary of artifacts that were compiled from `model`."""
+    manifest = artifacts.manifest
+    emitted = estimate(artifacts.training_model.graph).backward_nodes
+    full, refused = None, ""
+    try:
+        full = full_cost(model, loss, manifest["target"], batch_norm, dropout)
+    except GradcutError as error:
+        refused = str(error)
+    cost = replace(Cost(**manifest["cost"]), backward_nodes=emitted)
+    return Summary(manifest, cost, full, refused, tuple(destroyed(artifacts.model.graph)))
+
+
+def _parameters(manifest: Mapping[str, Any], status: str) -> str:
+    listed = [one for one in manifest["parameters"] if one["status"] == status]
+    numbers = sum(int(np.prod(one["shape"], dtype=np.int64)) for one in listed)
+    noun = "parameter" if len(listed) == 1 else "parameters"
+    return f"{len(listed)} {noun}, {human(numbers)} numbers: {join_names((one['name'] for one in listed), 4)}"
+
+
+def _modes(modes: Iterable[str]) -> str:
+    counted = list(modes)
+    train, still = counted.count("train"), counted.count("eval")
+    parts = [f"{train} train and move their statistics"] if train else []
+    return ", ".join(parts + ([f"{still} in inference mode"] if still else []))
+
+
+def _has_symbols(manifest: Mapping[str, Any]) -> bool:
+    ports = manifest["graphs"]["training_model"]["inputs"]
+    return any(not isinstance(dim, int) for port in ports for dim in port["shape"] or ())
+
+
+# --- what exporters destroy ----------------------------------------------------------------------------------
+
+
+def destroyed(graph: ir.Graph) -> Iterator[str]:
+    """What an exporter's optimizer took away: weights without their name, BatchNormalization folded into Conv."""
+    advice = "export with torch.onnx.export(..., dynamo=True, optimize=False) to keep it trainable"
+    floats = {name: v for name, v in graph.initializers.items() if is_float(v) and _is_weight_shaped(v)}
+    anonymous = [f"{name}{_origin(v)}" for name, v in floats.items() if _ANONYMOUS.fullmatch(name)]
+    if anonymous:
+        plural = "weight has lost its name" if len(anonymous) == 1 else "weights have lost their names"
+        yield f"{len(anonymous)} {plural} to the exporter's optimizer ({join_names(anonymous, 3)}); {advice}"
+    known = any(KIND in value.metadata_props for value in graph.initializers.values())
+    fused = [n for n, v in floats.items() if known and n.endswith("_bias") and n[:-5] in floats and not _says(v)]
+    if fused:
+        yield f"{len(fused)} BatchNormalization seem folded into Conv ({join_names(fused, 3)}); {advice}"
+
+
+def _is_weight_shaped(value: ir.Value) -> bool:
+    tensor = constant_tensor(value)
+    return tensor is not None and len(tensor.shape) >= 1 and tensor.size > 1
+
+
+def _says(value: ir.Value) -> bool:
+    return KIND in value.metadata_props
+
+
+def _origin(value: ir.Value) -> str:
+    """The first name that onnxscript's optimizer says it folded, as `` was NAME``."""
+    found = re.search(r"'([^']+)'", value.metadata_props.get(_FOLDED, ""))
+    return f" was {found.group(1)}" if found else ""

@@ -1,0 +1,353 @@
+"""Training from a data file: shuffled epochs, held-out evaluation, metrics, checkpoints that a killed run goes on from.
+
+What a run has done is in one place, the checkpoint: the state and the position in the data are written together,
+whole or not at all. `metrics.jsonl` is written before it; lines that a kill left ahead of the checkpoint are dropped on
+resume, and the run writes them again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gradcut.artifacts import CHECKPOINT
+from gradcut.errors import ArtifactsError, CheckpointError, DataError, GradcutError
+from gradcut.io import atomic_write_bytes
+from gradcut.runtime.data import Batches, check_keys, load_npz, split_indices
+from gradcut.runtime.feeds import FeedCheck
+from gradcut.runtime.metrics import hits_and_count
+from gradcut.runtime.session import StepResult, TrainingSession
+from gradcut.runtime.signals import Interrupt
+
+Array = np.ndarray[Any, Any]
+METRICS = "metrics.jsonl"
+_BATCH, _SEED, _SPLIT = 32, 0, 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train; None is the default, or on resume what the run was started with.
+
+    Attributes:
+        epochs: of the whole run, those before a resume included.
+        eval_split: the share of the rows held out where there is no `eval_data`; 0 holds out nothing.
+        checkpoint_every: steps between checkpoints, beside the one after each epoch; 0: only those.
+    """
+
+    data: str | os.PathLike[str]
+    eval_data: str | os.PathLike[str] | None = None
+    eval_split: float | None = None
+    epochs: int = 1
+    batch_size: int | None = None
+    seed: int | None = None
+    lr: float | None = None
+    checkpoint_every: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.eval_data is not None and self.eval_split is not None:
+            raise DataError("--eval-data and --eval-split exclude each other")
+        if self.eval_split is not None and not 0 <= self.eval_split < 1:
+            raise DataError(f"--eval-split is {self.eval_split:g}; it lies between 0 and 1")
+        for option, value, least in (("epochs", self.epochs, 1), ("batch-size", self.batch_size, 1)):
+            if value is not None and value < least:
+                raise DataError(f"--{option} is {value}; it is at least {least}")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the data a run is, and what its epoch has summed up so far; JSON, in the checkpoint.
+
+    Attributes:
+        batch: batches of this epoch that are done. weight: labels or rows behind `loss`, which is a sum.
+        data: a checksum of the data, so that nobody resumes on another file.
+    """
+
+    seed: int
+    batch_size: int
+    eval_split: float
+    data: int
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    weight: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of ``metrics.jsonl``. `epoch` counts from 1; `accuracy` is of the held-out rows."""
+
+    epoch: int
+    step: int
+    loss: float | None
+    eval_loss: float | None
+    accuracy: float | None
+    seconds: float
+
+
+class Watcher(Protocol):
+    """What a run tells while it runs."""
+
+    def start(self, epoch: int, epochs: int, batches: int, done: int) -> None: ...
+
+    def step(self, result: StepResult, rows: int) -> None: ...
+
+    def epoch(self, record: Epoch) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `last` is the last epoch's line, None before the first."""
+
+    step: int
+    interrupted: bool
+    last: Epoch | None
+    checkpoint: Path
+
+
+class Trainer:
+    """One run over a directory of artifacts.
+
+    Raises:
+        LossError: the artifacts have no loss. ArtifactsError: they were trained, and not `plan.resume`.
+        DataError, FeedError: the data do not fit, said before the first step.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], plan: Plan, device: str = "cpu") -> None:
+        self.folder, self.plan = Path(folder), plan
+        self.session = TrainingSession(folder, device=device)
+        self.session.require_loss()
+        self.loss = self.session.manifest["loss"]
+        self._refuse_trained()
+        self.data = Data(plan, self.session.manifest, self._recorded())
+        self.position = self.data.position
+        self.records = _read_metrics(self.folder / METRICS, self.position.epoch)
+        self._started = time.monotonic()
+
+    def run(self, watcher: Watcher) -> Outcome:
+        """Train until the plan's last epoch, or until an interrupt, which saves and ends it.
+
+        Raises:
+            NotFiniteError: the loss became NaN or infinite; the last checkpoint is untouched.
+        """
+        _write_metrics(self.folder / METRICS, self.records)
+        with Interrupt() as interrupt:
+            while self.position.epoch < self.plan.epochs and not interrupt:
+                self._epoch(watcher, interrupt)
+            if interrupt:
+                self._save()
+        last = self.records[-1] if self.records else None
+        return Outcome(self.session.steps, bool(interrupt), last, self.folder / CHECKPOINT)
+
+    def _epoch(self, watcher: Watcher, interrupt: Interrupt) -> None:
+        position = self.position
+        watcher.start(position.epoch + 1, self.plan.epochs, self.data.per_epoch, position.batch)
+        self._started = time.monotonic() - position.seconds
+        for feeds, rows in self.data.training(position.epoch, position.batch):
+            result = self.session.step(feeds, self.plan.lr)
+            self._count(result, feeds, rows)
+            watcher.step(result, rows)
+            if interrupt:
+                return
+            if self.plan.checkpoint_every and self.session.steps % self.plan.checkpoint_every == 0:
+                self._save()
+        held_out = self._evaluate(interrupt)
+        if not interrupt:
+            self._finish(held_out, watcher)
+
+    def _count(self, result: StepResult, feeds: Mapping[str, Array], rows: int) -> None:
+        weight = self._weight(feeds, rows)
+        position = self.position
+        self.position = replace(
+            position,
+            batch=position.batch + 1,
+            loss=position.loss + result.loss * weight,
+            weight=position.weight + weight,
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _finish(self, held_out: tuple[float | None, float | None], watcher: Watcher) -> None:
+        position = self.position
+        loss = _finite(position.loss / position.weight) if position.weight else None
+        seconds = round(time.monotonic() - self._started, 3)
+        record = Epoch(position.epoch + 1, self.session.steps, loss, *held_out, seconds)
+        self.records.append(record)
+        _write_metrics(self.folder / METRICS, self.records)
+        self.position = replace(position, epoch=position.epoch + 1, batch=0, loss=0.0, weight=0, seconds=0.0)
+        self._save()
+        watcher.epoch(record)
+
+    # --- evaluation ------------------------------------------------------------------------------------------
+
+    def _evaluate(self, interrupt: Interrupt) -> tuple[float | None, float | None]:
+        """Loss and accuracy on the held-out rows; batches count by what their loss was averaged over."""
+        total, weights, hits, counted = 0.0, 0, 0, 0
+        for feeds, rows in self.data.held_out():
+            if interrupt:
+                break
+            result = self.session.evaluate(feeds)
+            weight = self._weight(feeds, rows)
+            total, weights = total + result.loss * weight, weights + weight
+            if self.loss["kind"] == "cross_entropy" and self.loss["output"] in result.outputs:
+                scores, labels = result.outputs[self.loss["output"]], feeds[self.loss["labels"]]
+                found = hits_and_count(scores, labels, self.loss["ignore_index"], self.loss["axis"])
+                hits, counted = hits + found[0], counted + found[1]
+        return _finite(total / weights) if weights else None, hits / counted if counted else None
+
+    def _weight(self, feeds: Mapping[str, Array], rows: int) -> int:
+        """What the loss of a batch was averaged over, up to a factor: labels that count, else rows."""
+        if self.loss["kind"] != "cross_entropy":
+            return rows
+        return int(np.sum(feeds[self.loss["labels"]] != self.loss["ignore_index"]))
+
+    # --- state -----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self.session.save_checkpoint(self.folder / CHECKPOINT, {"position": asdict(self.position)})
+
+    def _refuse_trained(self) -> None:
+        if self.session.steps and not self.plan.resume:
+            raise ArtifactsError(
+                f"{self.folder} was trained for {self.session.steps} steps; go on with --resume, "
+                "or start over with gradcut compile --force"
+            )
+
+    def _recorded(self) -> Position | None:
+        recorded = self.session.artifacts.start.get("extra", {}).get("position")
+        if recorded is None and self.session.steps:
+            raise CheckpointError(
+                f"{self.folder / CHECKPOINT} does not say where in the data it is; it was not written by gradcut train"
+            )
+        try:
+            return None if recorded is None else Position(**recorded)
+        except TypeError as error:
+            raise CheckpointError(f"{self.folder / CHECKPOINT}: its position in the data is damaged ({error})") from error
+
+
+@dataclass
+class Data:
+    """The rows to train on and those held out, checked against the graph before anything runs."""
+
+    plan: Plan
+    manifest: Mapping[str, Any]
+    recorded: Position | None
+    position: Position = field(init=False)
+
+    def __post_init__(self) -> None:
+        inputs = self.manifest["graphs"]["training_model"]["inputs"]
+        self._ports = [port for port in inputs if port["role"] in ("user", "label")]
+        arrays = self._load(self.plan.data)
+        self.position = self._start(arrays)
+        count = len(next(iter(arrays.values())))
+        rows, held = np.arange(count), np.arange(0)
+        self._held: dict[str, Array] = {}
+        if self.plan.eval_data is not None:
+            self._held = self._load(self.plan.eval_data)
+        elif self.position.eval_split:
+            rows, held = split_indices(count, self.position.eval_split, self.position.seed)
+            self._held = {name: array[held] for name, array in arrays.items()}
+        self._batches = Batches(arrays, rows, self.position.batch_size, self.position.seed)
+        self.per_epoch = len(rows) // self.position.batch_size if self._fixed else len(self._batches)
+        if not self.per_epoch:
+            raise DataError(f"{len(rows)} rows to train on are less than the model's fixed batch of {self._fixed}")
+
+    def training(self, epoch: int, start: int) -> Iterator[tuple[dict[str, Array], int]]:
+        """The batches of an epoch from number `start` on, with their rows."""
+        for number, feeds in enumerate(self._batches.batches(epoch, start), start):
+            if number < self.per_epoch:
+                yield feeds, _rows(feeds)
+
+    def held_out(self) -> Iterator[tuple[dict[str, Array], int]]:
+        """The held-out rows in order, the last batch as short as it is."""
+        size = self.position.batch_size
+        for start in range(0, _rows(self._held), size):
+            feeds = {name: array[start : start + size] for name, array in self._held.items()}
+            if not self._fixed or _rows(feeds) == size:
+                yield feeds, _rows(feeds)
+
+    @property
+    def _fixed(self) -> int | None:
+        """The batch that the graph's file fixes, None where it is open."""
+        sizes = [port["shape"][0] for port in self._ports if port["shape"]]
+        return next((size for size in sizes if isinstance(size, int)), None)
+
+    def _load(self, path: str | os.PathLike[str]) -> dict[str, Array]:
+        arrays = load_npz(path)
+        names = [port["name"] for port in self._ports]
+        check_keys(arrays, names)
+        opened = [{**port, "shape": [None, *port["shape"][1:]] if port["shape"] else None} for port in self._ports]
+        try:
+            return FeedCheck(opened, self.manifest["loss"])({name: arrays[name] for name in names})
+        except GradcutError as error:
+            raise type(error)(f"{path}: {error}") from None
+
+    def _start(self, arrays: Mapping[str, Array]) -> Position:
+        """A fresh position, or the recorded one where nothing that was asked for speaks against it."""
+        plan, checksum = self.plan, _checksum(arrays)
+        split = 0.0 if plan.eval_data is not None else plan.eval_split
+        asked = {"seed": plan.seed, "batch_size": plan.batch_size, "eval_split": split}
+        defaults = {"seed": _SEED, "batch_size": self._fixed or _BATCH, "eval_split": _SPLIT}
+        if self.recorded is None:
+            start = Position(data=checksum, **{k: defaults[k] if v is None else v for k, v in asked.items()})  # type: ignore[arg-type]
+        else:
+            start = self.recorded
+            _check_same(start, asked, checksum, plan.data)
+        if self._fixed and start.batch_size != self._fixed:
+            raise DataError(f"the model's batch is fixed at {self._fixed}; say --batch-size {self._fixed}")
+        return start
+
+
+def _check_same(run: Position, asked: Mapping[str, Any], checksum: int, path: str | os.PathLike[str]) -> None:
+    for name, value in asked.items():
+        if value is not None and value != getattr(run, name):
+            option = "--" + name.replace("_", "-")
+            raise DataError(
+                f"the run was started with {option} {getattr(run, name)}, not {value}; leave {option} away to resume it"
+            )
+    if checksum != run.data:
+        raise DataError(f"{path} does not hold the data that the run was started with; a run resumes on the same file")
+
+
+def _rows(feeds: Mapping[str, Array]) -> int:
+    return len(next(iter(feeds.values()))) if feeds else 0
+
+
+def _checksum(arrays: Mapping[str, Array]) -> int:
+    checksum = 0
+    for name, array in sorted(arrays.items()):
+        checksum = zlib.crc32(f"{name}{array.dtype}{array.shape}".encode(), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
+    return checksum
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+# --- metrics -------------------------------------------------------------------------------------------------
+
+
+def _read_metrics(path: Path, epochs: int) -> list[Epoch]:
+    """The lines of the epochs that the checkpoint has behind it."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(Epoch(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue  # cut short by a kill
+    return [record for record in records if record.epoch <= epochs]
+
+
+def _write_metrics(path: Path, records: list[Epoch]) -> None:
+    atomic_write_bytes(path, "".join(json.dumps(asdict(record)) + "\n" for record in records).encode())

@@ -1,0 +1,152 @@
+"""`fold`: compute once what depends on no input and no parameter: the shape arithmetic that exporters leave behind.
+
+1. The Shape of a value whose shape is static, and the Size of one.
+2. A node whose operands are all small constants, by onnx's reference evaluator; draws and control flow stay.
+3. CastLike to a known type is Cast.
+4. Expand and Reshape to the shape there is already, and a Slice of everything, give way to their operand.
+
+Float initializers are never read: they may be parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from gradcut.ops import FLOATS, same_shape, static_dims
+from gradcut.passes.base import DRAWING, Pass, register
+
+#: Larger results stay computed at run time: folding them would grow the file.
+_LIMIT = 1024
+#: An end that exporters write for "to the end"; no dimension is as long.
+_END = 2**31 - 1
+
+
+@register
+@dataclass(frozen=True)
+class Fold(Pass):
+    """Replace constant computations by Constant nodes under the same names."""
+
+    name: ClassVar[str] = "fold"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        for node in list(model.graph):
+            if node.domain:
+                continue
+            if node.op_type == "CastLike":
+                _to_cast(node)
+            if changes_nothing(node):
+                bypass(node)
+                continue
+            result = _static(node)
+            if result is None:
+                result = _evaluated(node, model.opset_imports[""])
+            if result is not None:
+                _replace(model.graph, node, result)
+        RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _to_cast(node: ir.Node) -> None:
+    """Case 3."""
+    like = node.inputs[1]
+    if like is not None and like.dtype is not None:
+        node.op_type = "Cast"
+        node.attributes.add(ir.AttrInt64("to", int(like.dtype)))
+        node.resize_inputs(1)
+
+
+def changes_nothing(node: ir.Node) -> bool:
+    """Case 4."""
+    if node.domain:
+        return False
+    if node.op_type in ("Expand", "Reshape"):
+        return node.inputs[0] is not None and same_shape(node.inputs[0].shape, node.outputs[0].shape)
+    return node.op_type == "Slice" and _is_whole(node)
+
+
+def _is_whole(node: ir.Node) -> bool:
+    starts, ends, _, steps = ([_constant(v) if v is not None else None for v in node.inputs[1:]] + [None] * 4)[:4]
+    stepped = len(node.inputs) > 4 and node.inputs[4] is not None and (steps is None or bool((steps != 1).any()))
+    if starts is None or ends is None or stepped:
+        return False
+    return not starts.any() and bool((ends >= _END).all())
+
+
+def bypass(node: ir.Node) -> None:
+    if not node.outputs[0].is_graph_output():
+        assert node.inputs[0] is not None
+        ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+
+
+def _static(node: ir.Node) -> np.ndarray[Any, Any] | None:
+    """Case 1."""
+    if node.op_type not in ("Shape", "Size") or node.inputs[0] is None:
+        return None
+    shape = node.inputs[0].shape
+    if node.op_type == "Shape" and shape is not None:
+        bound = lambda name, default: node.attributes[name].as_int() if name in node.attributes else default
+        shape = ir.Shape(list(shape)[bound("start", 0) : bound("end", None)])
+    dims = static_dims(shape)
+    if dims is None:
+        return None
+    return np.asarray(dims if node.op_type == "Shape" else math.prod(dims), dtype=np.int64)
+
+
+def _evaluated(node: ir.Node, opset: int) -> np.ndarray[Any, Any] | None:
+    """Case 2."""
+    if node.op_type == "Constant" or node.op_type in DRAWING or len(node.outputs) != 1 or not node.inputs:
+        return None
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return None
+    operands = [None if value is None else _constant(value) for value in node.inputs]
+    if any(operand is None and value is not None for operand, value in zip(operands, node.inputs, strict=True)):
+        return None
+    size = static_dims(node.outputs[0].shape)
+    if size is None or math.prod(size) > _LIMIT:
+        return None
+    return _run(node, operands, opset)
+
+
+def _constant(value: ir.Value) -> np.ndarray[Any, Any] | None:
+    """A small constant that is no parameter."""
+    if value.is_graph_input() or (value.is_initializer() and value.dtype in FLOATS):
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return tensor.numpy() if tensor is not None and tensor.size <= _LIMIT else None
+
+
+def _run(node: ir.Node, operands: list[Any], opset: int) -> np.ndarray[Any, Any] | None:
+    """One node by itself; an operator that the evaluator does not have stays for the runtime."""
+    present = [(value, array) for value, array in zip(node.inputs, operands, strict=True) if value is not None]
+    inputs = {value.name or "": array for value, array in present}
+    try:
+        results = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(None, inputs)
+    except Exception:  # the evaluator raises whatever its Python code does
+        return None
+    return np.asarray(results[0])
+
+
+def _replace(graph: ir.Graph, node: ir.Node, result: np.ndarray[Any, Any]) -> None:
+    output = node.outputs[0]
+    if output.dtype is not None and ir.DataType.from_numpy(result.dtype) != output.dtype:
+        return
+    folded = ir.Node(
+        "",
+        "Constant",
+        [],
+        attributes=[ir.AttrTensor("value", ir.Tensor(result, name=output.name))],
+        outputs=[ir.Value(name=output.name, type=output.type, shape=ir.Shape(result.shape))],
+        name=node.name,
+        metadata_props=dict(node.metadata_props),
+    )
+    folded.outputs[0].dtype = ir.DataType.from_numpy(result.dtype)
+    graph.insert_before(node, folded)
+    ir.convenience.replace_all_uses_with(output, folded.outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)

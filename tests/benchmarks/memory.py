@@ -1,0 +1,62 @@
+"""Peak resident memory of one side of one cell: ``python -m tests.benchmarks.memory SIDE CELL FOLDER``, in bytes.
+
+The peak over 20 steps, less what is resident after the imports and before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+STEPS = 20
+
+
+def main(side: str, name: str, folder: Path) -> int:
+    """Run in a fresh process."""
+    from tests.benchmarks import cells
+
+    cell = cells.by_name(name)
+    data = cells.feeds(cell.model, cell.batch) if side == "torch" else _loaded(folder, cell.model)
+    _imports(side)
+    before = _status("VmRSS")
+    if side == "torch":
+        step = cells.torch_step(cell, data)
+    else:
+        step = cells.gradcut_step(folder / name.replace("/", "_").replace(" ", "_"), data)
+    for _ in range(STEPS):
+        step()
+    return _status("VmHWM") - before
+
+
+def _imports(side: str) -> None:
+    """Everything a side imports, and what its first use loads; then the high-water mark starts over."""
+    if side == "torch":
+        import torch
+
+        torch.nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1, requires_grad=True)).sum().backward()
+        torch.optim.AdamW([torch.ones(1, requires_grad=True)], fused=True)
+        from models import zoo  # noqa: F401
+    else:
+        import gradcut
+        import gradcut.runtime.host_optimizer
+        import gradcut.runtime.session
+
+        assert gradcut.runtime.host_optimizer
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _loaded(folder: Path, model: str) -> dict[str, object]:
+    import numpy as np
+
+    return dict(np.load(folder / f"{model}.npz"))
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found.group(1)) * 1024
+
+
+if __name__ == "__main__":
+    print(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))

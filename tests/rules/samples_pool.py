@@ -1,0 +1,58 @@
+"""Samples of pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.rules.sample import Sample, distinct, normal, sample
+
+
+def samples() -> Iterator[Sample]:
+    yield from _max_pool()
+    yield from _average_pool()
+    for op in ("GlobalAveragePool", "GlobalMaxPool"):
+        yield sample(op, "image", distinct(2, 3, 3, 4))
+        dtypes = "float16" if op == "GlobalMaxPool" else "float16 float64"
+        yield sample(op, "line", distinct(2, 3, 5), dtypes=dtypes)
+        yield sample(op, "volume", distinct(1, 2, 2, 3, 2), dtypes=dtypes)
+
+
+def _max_pool() -> Iterator[Sample]:
+    square = {"kernel_shape": [2, 2]}
+    yield sample("MaxPool", "halves", distinct(2, 3, 4, 6), **square, strides=[2, 2])
+    yield sample("MaxPool", "overlapping", distinct(1, 2, 5, 6), kernel_shape=[3, 2])
+    yield sample("MaxPool", "pads", distinct(1, 2, 5, 6), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    yield sample("MaxPool", "dilated", distinct(1, 2, 7, 7), **square, dilations=[3, 2])
+    yield sample("MaxPool", "ceil", distinct(1, 2, 5, 6), kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1)
+    yield sample("MaxPool", "leaves_rows", distinct(1, 2, 5, 7), **square, strides=[2, 3])
+    yield sample("MaxPool", "line", distinct(2, 3, 7), kernel_shape=[3], strides=[2], pads=[1, 0])
+    yield sample("MaxPool", "volume", distinct(1, 2, 4, 3, 4), kernel_shape=[2, 2, 2], strides=[2, 1, 2])
+    yield sample("MaxPool", "indices", distinct(1, 2, 4, 4), **square, outputs=2)
+    for mode in ("SAME_UPPER", "SAME_LOWER", "VALID"):
+        yield sample("MaxPool", mode, distinct(1, 2, 5, 5), **square, strides=[2, 2], auto_pad=mode)
+
+
+def _average_pool() -> Iterator[Sample]:
+    op = "AveragePool"
+    yield _average("halves", (2, 3, 4, 6), kernel_shape=[2, 2], strides=[2, 2])
+    yield _average("overlapping", (1, 2, 5, 6), kernel_shape=[3, 2])
+    for include in (0, 1):
+        shared = {"kernel_shape": [3, 3], "count_include_pad": include}
+        yield _average(f"pads_{include}", (1, 2, 5, 6), strides=[2, 2], pads=[1, 1, 1, 1], **shared)
+        yield _average(f"uneven_{include}", (1, 2, 5, 6), pads=[0, 2, 1, 0], **shared)
+        yield _average(f"ceil_{include}", (1, 2, 6, 7), strides=[2, 2], ceil_mode=1, **shared)
+        yield _average(f"ceil_pads_{include}", (1, 2, 6, 6), strides=[2, 3], pads=[1, 1, 1, 1], ceil_mode=1, **shared)
+        yield _average(f"dilated_{include}", (1, 2, 7, 8), dilations=[2, 1], pads=[1, 1, 1, 1], **shared)
+    yield _average("leaves_rows", (1, 2, 5, 7), kernel_shape=[2, 2], strides=[2, 3])
+    yield _average("line", (2, 3, 7), kernel_shape=[3], strides=[2], pads=[1, 0])
+    yield _average("volume", (1, 2, 4, 3, 4), kernel_shape=[2, 2, 2], strides=[2, 1, 2], pads=[0, 1, 0, 1, 0, 0])
+    yield _average("volume_ceil", (1, 1, 4, 3, 5), kernel_shape=[2, 2, 2], strides=[2, 2, 2], ceil_mode=1)
+    for mode in ("SAME_UPPER", "SAME_LOWER", "VALID"):
+        known = "" if mode == "VALID" else "X"
+        shared = {"kernel_shape": [2, 3], "auto_pad": mode}
+        yield sample(op, mode, normal(1, 2, 5, 5), strides=[2, 2], known=known, needs_rank=True, **shared)
+        yield _average(f"{mode}_dense", (1, 2, 5, 5), **shared)
+
+
+def _average(name: str, shape: tuple[int, ...], **attributes: object) -> Sample:
+    return sample("AveragePool", name, normal(*shape), needs_rank=True, **attributes)

@@ -1,0 +1,48 @@
+"""What rules emit has rules itself: the gradient of a gradient against finite differences of the gradient."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+import gradcut
+from gradcut.api import VJP
+from gradcut.runtime.check import check_gradients, require
+from gradcut.runtime.widen import runtime
+from tests.rules.sample import Array, Built, Sample, build
+from tests.rules.samples import SAMPLES
+
+#: Of each operator, with samples that differ only in shapes, the first few.
+FEW = [s for s in SAMPLES if [t for t in SAMPLES if t.op == s.op].index(s) < 24]
+
+
+def gradient_model(sample: Sample, built: Built) -> tuple[onnx.ModelProto, dict[str, Array], dict[str, dict[str, str]]]:
+    """The model with its gradient, feeds for it, and its names."""
+    proto = gradcut.vjp(built.model, list(sample.wanted), list(built.of))
+    names = json.loads(next(p.value for p in proto.metadata_props if p.key == VJP))
+    rng = np.random.default_rng(7)
+    outputs = dict(zip((o.name for o in built.model.graph.output), runtime(built.model)(built.feeds), strict=True))
+    cotangents = {
+        names["cotangents"][y]: rng.standard_normal(outputs[y].shape).astype(outputs[y].dtype) for y in built.of
+    }
+    return proto, {**built.feeds, **cotangents}, names
+
+
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_gradient_of_the_gradient(sample: Sample) -> None:
+    proto, feeds, names = gradient_model(sample, build(sample))
+    wrt = [*sample.wanted, *names["cotangents"].values()]
+    require(check_gradients(proto, feeds, wrt, list(names["wrt"].values()), directions=2, seed=5))
+
+
+def test_third_derivative_of_a_power() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float x) => (float y) { y = Exp(x) }'
+    model, wrt, of = onnx.parser.parse_model(text), ["x"], ["y"]
+    for _ in range(3):
+        model = gradcut.vjp(model, wrt, of)
+        of = [model.graph.output[-1].name]
+    feeds = {v.name: np.float32(0.5 if v.name == "x" else 1.0) for v in model.graph.input}
+    assert runtime(model)(feeds)[-1] == pytest.approx(np.exp(0.5), rel=1e-6)
