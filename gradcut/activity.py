@@ -154,11 +154,11 @@ class _Cut:
         return flow.blocked is None and flow.source in self.active and flow.target in self.active
 
     def _reason(self, flow: Flow) -> str:
-        producer = flow.source.producer()
-        if producer is not None and is_mark(producer):
-            return mark_reason(producer)
+        direct = {mark_reason(mark) for mark in _marks_behind(flow.source)}
         if flow.blocked is not None:
-            return flow.blocked
+            direct.add(flow.blocked)
+        if direct:
+            return min(direct, key=REASONS.index)
         wanted, plain = self.behind.get(flow.source, (frozenset(), frozenset()))
         found = wanted or (plain - _BLOCKERS) or plain or {"data"}
         return min(found, key=REASONS.index)
@@ -198,6 +198,15 @@ def _grow(flow: Flow, *kinds: dict[ir.Value, set[str]]) -> bool:
             kind[flow.target] |= new
             grown = True
     return grown
+
+
+def _marks_behind(value: ir.Value) -> Iterator[ir.Node]:
+    """The marks that a value has just come through."""
+    producer = value.producer()
+    while producer is not None and is_mark(producer):
+        yield producer
+        source = producer.inputs[0]
+        producer = None if source is None else source.producer()
 
 
 def _carries(flow: Flow) -> bool:

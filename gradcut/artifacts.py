@@ -182,6 +182,6 @@ def _with_external(model: ir.Model, places: Mapping[int, tuple[int, int]], folde
     for name, tensor in _large(model).items():
         offset, length = places[id(tensor)]
         copy.graph.initializers[name].const_value = ir.ExternalTensor(
-            WEIGHTS, offset, length, tensor.dtype, shape=tensor.shape, name=name, base_dir=folder
+            WEIGHTS, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=folder
         )
     return copy

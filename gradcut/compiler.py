@@ -36,6 +36,7 @@ from gradcut.passes import (
 from gradcut.passes.base import ACTIVITY, FROZEN, GRADIENTS, LOSS, PIPELINE, TRAINABLE, read_json
 from gradcut.passes.loss import attach_graph, split_path
 from gradcut.passes.pipeline import Watch, collection_held
+from gradcut.passes.propagate import main_values
 from gradcut.passes.random import DRAWS
 from gradcut.passes.specialize import MODES, STATE
 from gradcut.passes.stop_gradient import insert_marks
@@ -116,14 +117,16 @@ def compile(
         GradcutError: see `gradcut.errors`; nothing is written.
     """
     request = Request(
-        "" if loss is None or not isinstance(loss, str) else loss,
-        *(as_patterns(patterns) for patterns in (train, freeze, stop_at)),
-        _optimizer(optimizer),
-        target,
-        strict,
-        batch_norm,
-        dropout,
-        int(seed),
+        loss=loss if isinstance(loss, str) else "",
+        train=as_patterns(train),
+        freeze=as_patterns(freeze),
+        stop_at=as_patterns(stop_at),
+        optimizer=_optimizer(optimizer),
+        target=target,
+        strict=strict,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        seed=int(seed),
     )
     given = own(model)
     with collection_held():
@@ -320,9 +323,10 @@ class _Compilation:
     def _parameters(self, trained: set[str]) -> list[dict[str, Any]]:
         frozen = set(read_json(self.forward, FROZEN) or ())
         wanted = set(read_json(self.forward, TRAINABLE) or ())
-        listed = []
+        listed, own = [], main_values(self.given.graph)
         for name, decision in self.decisions.items():
-            if decision.kind != "parameter" and name not in wanted:
+            foreign = name not in own and name not in trained  # a constant of the loss graph
+            if foreign or (decision.kind != "parameter" and name not in wanted):
                 continue
             status = "trained" if name in trained else "frozen" if name in frozen else "not-trained"
             if name in self.gradients["unreached"]:

@@ -32,7 +32,12 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """`atomic_write` of bytes at hand."""
-    atomic_write(path, lambda temporary: temporary.write_bytes(data) and None)
+
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    atomic_write(path, write)
 
 
 @contextlib.contextmanager

@@ -58,8 +58,11 @@ def broadcast_shapes(shapes: Sequence[ir.Shape | None]) -> ir.Shape | None:
     known = [shape for shape in shapes if shape is not None]
     if len(known) < len(shapes) or not known:
         return None
-    rank = max(map(len, known))
-    padded = [[1] * (rank - len(shape)) + list(shape) for shape in known]
+    wide = max(known, key=len)
+    if all(shape is wide or len(shape) == 0 for shape in known):
+        return wide
+    rank = len(wide)
+    padded: list[list[Dim]] = [[*[1] * (rank - len(shape)), *shape] for shape in known]
     return ir.Shape([_broadcast_dim(dims) for dims in zip(*padded, strict=True)])
 
 
@@ -136,7 +139,7 @@ class Builder:
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[Builder]:
         """Within it, ``+ - * /`` and unary ``-`` on `ir.Value` build nodes here."""
-        before = ir.set_value_magic_handler(self)  # type: ignore[arg-type]
+        before = ir.set_value_magic_handler(self)
         try:
             yield self
         finally:
@@ -371,6 +374,8 @@ def _reduced_shape(inputs: Sequence[ir.Value | None], attributes: dict[str, Any]
     if x is None or x.shape is None or constant is None:
         return None
     chosen = {int(axis) % len(x.shape) for axis in constant.numpy()}
+    if not chosen and not attributes.get("noop_with_empty_axes"):
+        chosen = set(range(len(x.shape)))
     if attributes.get("keepdims", 1):
         return ir.Shape([1 if axis in chosen else dim for axis, dim in enumerate(x.shape)])
     return ir.Shape([dim for axis, dim in enumerate(x.shape) if axis not in chosen])

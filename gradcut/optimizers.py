@@ -48,6 +48,8 @@ class Optimizer(ABC):
 
     name: ClassVar[str]
 
+    lr: float = 1e-3
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = _like_default(f"{self.name}: {field.name}", getattr(self, field.name), field.default)

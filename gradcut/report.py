@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,28 +111,64 @@ class Summary:
         if self.full is None:
             return ""
         mine, full = getattr(self.cost, field), getattr(self.full, field)
-        share = f" ({mine / full:.0%})" if full else ""
-        return f"; {human(full, unit)} in full training{share}"
+        if mine == full:
+            return ", as in full training"
+        return f"; {human(full, unit)} in full training ({mine / max(full, 1):.0%})"
 
 
-def summarize(artifacts: TrainingArtifacts, model: Source, loss: str | None, batch_norm: str, dropout: str) -> Summary:
-    """The summary of artifacts that were compiled from `model`."""
+def summarize(
+    artifacts: TrainingArtifacts,
+    model: Source,
+    loss: str | None = None,
+    batch_norm: str = "auto",
+    dropout: str = "auto",
+    everything: bool = False,
+) -> Summary:
+    """The summary of artifacts that were compiled from `model` with these options.
+
+    Args:
+        everything: no option froze or stopped anything; what the model itself freezes is looked up.
+    """
     manifest = artifacts.manifest
     emitted = estimate(artifacts.training_model.graph).backward_nodes
-    full, refused = None, ""
-    try:
-        full = full_cost(model, loss, manifest["target"], batch_norm, dropout)
-    except GradcutError as error:
-        refused = str(error)
     cost = replace(Cost(**manifest["cost"]), backward_nodes=emitted)
+    full: Cost | None = cost
+    refused = ""
+    if not everything or any(one["status"] == "frozen" for one in manifest["parameters"]):
+        full, refused = _full_or_why_not(model, loss, manifest["target"], batch_norm, dropout)
     return Summary(manifest, cost, full, refused, tuple(destroyed(artifacts.model.graph)))
+
+
+def _full_or_why_not(
+    model: Source, loss: str | None, target: str, batch_norm: str, dropout: str
+) -> tuple[Cost | None, str]:
+    try:
+        return full_cost(model, loss, target, batch_norm, dropout), ""
+    except GradcutError as error:
+        return None, str(error)
 
 
 def _parameters(manifest: Mapping[str, Any], status: str) -> str:
     listed = [one for one in manifest["parameters"] if one["status"] == status]
     numbers = sum(int(np.prod(one["shape"], dtype=np.int64)) for one in listed)
     noun = "parameter" if len(listed) == 1 else "parameters"
-    return f"{len(listed)} {noun}, {human(numbers)} numbers: {join_names((one['name'] for one in listed), 4)}"
+    names = condensed([one["name"] for one in listed], [one["name"] for one in manifest["parameters"]])
+    return f"{len(listed)} {noun}, {human(numbers)} numbers: {join_names(names, 4)}"
+
+
+def condensed(names: Iterable[str], everything: Iterable[str]) -> list[str]:
+    """`names` with ``scope.*`` in place of those of a scope whose names in `everything` are all among them."""
+    chosen = list(names)
+    others = [name for name in everything if name not in set(chosen)]
+    whole = {prefix for name in chosen for prefix in _scopes(name)} - {p for name in others for p in _scopes(name)}
+    sizes = Counter(prefix for name in chosen for prefix in _scopes(name))
+    short = {name: next((p for p in _scopes(name) if p in whole and sizes[p] > 1), "") for name in chosen}
+    return list(dict.fromkeys(f"{short[name]}*" if short[name] else name for name in chosen))
+
+
+def _scopes(name: str) -> list[str]:
+    """``a.b.c`` -> ``a.``, ``a.b.``"""
+    return [name[: found.end()] for found in re.finditer(r"[./]", name)]
 
 
 def _modes(modes: Iterable[str]) -> str:

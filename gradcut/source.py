@@ -15,7 +15,7 @@ import onnx_ir as ir
 from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
-_TEXT = (".onnxtxt", ".txt", ".onnxtext")
+TEXT_SUFFIXES = (".onnxtxt", ".txt", ".onnxtext")
 
 
 def load(model: Source) -> ir.Model:
@@ -40,7 +40,7 @@ def load(model: Source) -> ir.Model:
         raise ImportModelError(f"{path} is a directory; give the model file in it, such as {path / 'model.onnx'}")
     if not path.is_file():
         raise ImportModelError(f"{path}: there is no such file")
-    loaded = _read_text(path) if path.suffix in _TEXT else _read_binary(path)
+    loaded = _read_text(path) if path.suffix in TEXT_SUFFIXES else _read_binary(path)
     if not loaded.graph.outputs and len(loaded.graph) == 0:
         raise NotOnnxError(f"{path} is not an ONNX model: it holds no graph")
     if not loaded.opset_imports:

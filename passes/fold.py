@@ -91,8 +91,8 @@ def _static(node: ir.Node) -> np.ndarray[Any, Any] | None:
         return None
     shape = node.inputs[0].shape
     if node.op_type == "Shape" and shape is not None:
-        bound = lambda name, default: node.attributes[name].as_int() if name in node.attributes else default
-        shape = ir.Shape(list(shape)[bound("start", 0) : bound("end", None)])
+        start, end = (node.attributes[key].as_int() if key in node.attributes else None for key in ("start", "end"))
+        shape = ir.Shape(list(shape)[start:end])
     dims = static_dims(shape)
     if dims is None:
         return None
@@ -127,7 +127,7 @@ def _run(node: ir.Node, operands: list[Any], opset: int) -> np.ndarray[Any, Any]
     present = [(value, array) for value, array in zip(node.inputs, operands, strict=True) if value is not None]
     inputs = {value.name or "": array for value, array in present}
     try:
-        results = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(None, inputs)
+        results: Any = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(None, inputs)
     except Exception:  # the evaluator raises whatever its Python code does
         return None
     return np.asarray(results[0])

@@ -19,10 +19,12 @@ import onnx
 import onnx.checker
 import onnx.helper
 import onnx.inliner
+import onnx.shape_inference
 import onnx.version_converter
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass, TopologicalSortPass
+from onnx_ir.passes.common import TopologicalSortPass
 from onnx_ir.passes.common._c_api_utils import call_onnx_api
+from onnx_ir.passes.common.shape_inference import _merge_func
 
 from gradcut.dialect import DIALECT, DOMAIN, declare
 from gradcut.errors import ImportModelError, UnsupportedModelError
@@ -250,14 +252,27 @@ def _infer(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is not None:
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
-    known = {node.outputs[0]: node.outputs[0].shape for node in model.graph if node.outputs}
-    try:
-        ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
-    except Exception as error:
-        raise ImportModelError(f"types or shapes of the model contradict each other: {error}") from error
+    known = {value: value.shape for node in model.graph for value in node.outputs}
+    _merge_func(model, _inferred(model))
     for value, shape in known.items():
         if shape is not None and _says_more(shape, value.shape):
             value.shape = shape
+
+
+def _inferred(model: ir.Model) -> onnx.ModelProto:
+    """ONNX's inference, first with its check of operand types, which is stricter than runtimes are.
+
+    onnx_ir's pass leaves every type unknown where it fails; an unknown type would count as a float.
+    """
+    infer = functools.partial(onnx.shape_inference.infer_shapes, strict_mode=False, data_prop=True)
+    try:
+        return call_onnx_api(functools.partial(infer, check_type=True), model)
+    except onnx.shape_inference.InferenceError:
+        pass
+    try:
+        return call_onnx_api(functools.partial(infer, check_type=False), model)
+    except onnx.shape_inference.InferenceError as error:
+        raise ImportModelError(f"types or shapes of the model contradict each other: {error}") from error
 
 
 def _says_more(said: ir.Shape, inferred: ir.Shape | None) -> bool:

@@ -143,25 +143,24 @@ def attach_graph(model: ir.Model, loss: ir.Model, renames: dict[str, str], where
     Raises:
         LossError: no input matches an output, a rename names nothing, or the result is not one scalar float.
     """
-    Import()(loss)
-    _same_opset(model, loss, where)
-    feeds = _matched(model, loss, renames, where)
-    names = Names.of(model)
-    added = _splice(model.graph, loss.graph, feeds, names)
     if len(loss.graph.outputs) != 1:
         raise LossError(f"{where}: a loss graph has exactly one output, not {len(loss.graph.outputs)}")
-    result = added[loss.graph.outputs[0]]
+    Import()(loss)
+    _same_opset(model, loss)
+    feeds = _matched(model, loss, renames, where)
+    left = [value for value in loss.graph.inputs if value not in feeds]
+    added, result = _splice(model.graph, loss.graph, feeds, Names.of(model))
     if not is_float(result) or not is_scalar(result):
         raise LossError(f"{where}: its output {result.name!r} ({result.type}, {result.shape}) is not a scalar float")
-    left = [added[value] for value in loss.graph.inputs if value not in feeds]
     model.functions.update({k: f for k, f in loss.functions.items() if k not in model.functions})
+    inputs = [added[value] for value in left]
     wiring = {"kind": "graph", "spec": where, "output": ",".join(v.name or "" for v in feeds.values())}
-    if len(left) == 1:
-        wiring["labels"] = left[0].name or ""
-    _finish(model, result, wiring, left)
+    if len(inputs) == 1:
+        wiring["labels"] = inputs[0].name or ""
+    _finish(model, result, wiring, inputs)
 
 
-def _same_opset(model: ir.Model, loss: ir.Model, where: str) -> None:
+def _same_opset(model: ir.Model, loss: ir.Model) -> None:
     mine, its = model.opset_imports[""], loss.opset_imports[""]
     if its > mine:
         convert_to(model, its)
@@ -189,38 +188,35 @@ def _matched(model: ir.Model, loss: ir.Model, renames: dict[str, str], where: st
 
 def _splice(
     graph: ir.Graph, added: ir.Graph, feeds: dict[ir.Value, ir.Value], names: Names
-) -> dict[ir.Value, ir.Value]:
-    """Move the nodes of `added` behind `graph`; what of `added` became what."""
-    became: dict[ir.Value, ir.Value] = dict(feeds)
-    for value, target in feeds.items():
-        ir.convenience.replace_all_uses_with(value, target)
-    for value in added.inputs:
-        if value not in feeds:
-            became[value] = ir.Value(name=names.fresh(value.name or "labels"), type=value.type, shape=value.shape)
-            ir.convenience.replace_all_uses_with(value, became[value])
-            graph.inputs.append(became[value])
+) -> tuple[dict[ir.Value, ir.Value], ir.Value]:
+    """Move the nodes of `added` behind `graph`; what its inputs became, and its one output."""
+    became = dict(feeds)
+    for value in [value for value in added.inputs if value not in feeds]:
+        became[value] = ir.Value(name=names.fresh(value.name or "labels"), type=value.type, shape=value.shape)
+        graph.inputs.append(became[value])
     for value in added.initializers.values():
-        copy = ir.Value(
+        became[value] = ir.Value(
             name=names.fresh(value.name or "constant"),
             type=value.type,
             shape=value.shape,
             const_value=value.const_value,
         )
-        became[value] = copy
-        ir.convenience.replace_all_uses_with(value, copy)
-        graph.register_initializer(copy)
-    outputs = list(added.outputs)
+        graph.register_initializer(became[value])
+    (output,) = added.outputs
     added.outputs.clear()
+    for value, target in became.items():
+        ir.convenience.replace_all_uses_with(value, target)
+    for inner in added.subgraphs():
+        for value in (*inner.inputs, *inner.initializers.values(), *(v for node in inner for v in node.outputs)):
+            value.name = names.fresh(value.name or "value")
     nodes = list(added)
     added.remove(nodes)
     for node in nodes:
         node.name = names.fresh(node.name or node.op_type)
         for value in node.outputs:
             value.name = names.fresh(value.name or "value")
-            became[value] = value
     graph.extend(nodes)
-    added.outputs.extend(outputs)
-    return became
+    return became, became.get(output, output)
 
 
 def _finish(model: ir.Model, loss: ir.Value, wiring: dict[str, Any], inputs: list[ir.Value]) -> None:

@@ -1,12 +1,15 @@
 """Randomness as a pure function of (seed, step, node, element), so that a resumed run repeats it.
 
 The runtime's own random operators keep a hidden state that starts over with a session. Here a 32-bit integer hash of
-the element's number, keyed by seed, step and node, decides each element (the two-multiplication mixer of the "hash
-prospector" search, constants 0x7feb352d and 0x846ca68b, bias 0.17 of 2^-32).
+the element's number decides each element. It is the two-multiplication mixer of the "hash prospector" search
+(constants 0x7feb352d and 0x846ca68b, bias 0.17 of 2^-32), keyed twice: before it and in its middle. With one key, the
+streams of two nodes or steps would be one sequence read from two places. Both keys come from (seed, step, node), once
+for all nodes, as the vector ``keys``.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from gradcut.ops import Builder, Names
@@ -14,6 +17,9 @@ from gradcut.passes.base import write_json
 
 DRAWS = "gradcut.draws"
 _STRIDE = 0x9E3779B9 - 2**32  # the golden ratio's odd multiplier, as a signed number
+_MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
+_SALT = (0x243F6A88, 0x13198A2E)  # digits of pi: the two keys start apart
+_INT = ir.DataType.INT32
 
 
 class Draws:
@@ -21,16 +27,22 @@ class Draws:
 
     def __init__(self, model: ir.Model) -> None:
         self.model, self.names = model, Names.of(model)
-        self.inputs: dict[str, ir.Value] = {}
+        self.keys = ir.Value(type=ir.TensorType(_INT))
         self.count = 0
 
-    def dropout(self, node: ir.Node) -> None:
-        """output = data / (1 - ratio) where drawn, 0 elsewhere; mask is the draw."""
+    def dropout(self, node: ir.Node, training: ir.Value | None = None) -> None:
+        """output = data / (1 - ratio) where drawn, 0 elsewhere; mask is the draw.
+
+        Args:
+            training: a BOOL scalar that only a run knows; False: everything is kept.
+        """
         data = node.inputs[0]
         assert data is not None
         b = Builder(self.names, prefix=f"{node.name}_")
         ratio = node.inputs[1] if len(node.inputs) > 1 and node.inputs[1] is not None else b.constant(0.5, data.dtype)
         with b.arithmetic():
+            if training is not None:
+                ratio = b.Where(training, ratio, b.scalar_like(0.0, ratio))
             mask = self._keep(b, data, ratio)
             keep = 1.0 - b.Cast(ratio, to=data.dtype)
             scale = b.Where(b.Greater(keep, 0.0), b.Reciprocal(keep), b.scalar_like(0.0, keep))
@@ -45,41 +57,57 @@ class Draws:
         graph.remove(node, safe=True)
 
     def finish(self) -> None:
-        """Put ``seed`` and ``step`` behind the inputs, and write down what they are called."""
-        if self.inputs:
-            self.model.graph.inputs.extend(self.inputs.values())
-            write_json(self.model, DRAWS, {role: value.name for role, value in self.inputs.items()})
+        """Compute the keys first in the graph; ``seed`` and ``step`` go behind the inputs and are written down."""
+        if not self.count:
+            return
+        graph = self.model.graph
+        seed, step = (
+            ir.Value(name=self.names.fresh(role), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+            for role in ("seed", "step")
+        )
+        b = Builder(self.names, prefix="draw_")
+        with b.arithmetic():
+            keys = self._keys(b, seed, step)
+        keys.name = self.names.fresh("draw_keys")
+        ir.convenience.replace_all_uses_with(self.keys, keys)
+        graph.insert_before(graph[0], b.nodes)
+        graph.inputs.extend([seed, step])
+        write_json(self.model, DRAWS, {"seed": seed.name, "step": step.name})
+
+    def _keys(self, b: Builder, seed: ir.Value, step: ir.Value) -> ir.Value:
+        """Two keys a node, [2 nodes]: salt, both halves of the seed, step and the node's number, mixed one by one."""
+        high = b.op(
+            "BitShift", b.Cast(seed, to=ir.DataType.UINT64), b.constant(32, ir.DataType.UINT64), direction="RIGHT"
+        )
+        numbers = np.repeat(np.arange(1, self.count + 1, dtype=np.int32), 2)
+        keys = b.constant(np.asarray(_SALT, np.int32))
+        for part in (seed, b.Cast(high, to=ir.DataType.INT64), step):
+            keys = _mix(b, b.Add(keys, b.Cast(part, to=_INT) * _STRIDE))
+        spread = b.op("Tile", keys, b.ints([self.count]))
+        return _mix(b, b.Add(spread, b.constant(numbers) * _STRIDE))
 
     def _keep(self, b: Builder, data: ir.Value, ratio: ir.Value) -> ir.Value:
         """True with probability 1 - ratio: the hash, an integer evenly spread over 32 bits, is above ratio's share."""
-        int32 = ir.DataType.INT32
-        size = b.Cast(b.Size(data), to=int32)
-        number = b.Range(b.constant(0, int32), size, b.constant(1, int32), dtype=int32)
-        drawn = b.Reshape(_mix(b, number * _STRIDE + self._key(b)), b.shape_of(data))
+        size = b.Cast(b.Size(data), to=_INT)
+        number = b.Range(b.constant(0, _INT), size, b.constant(1, _INT), dtype=_INT)
+        first, second = (b.op("Gather", self.keys, b.constant(2 * self.count + i), dtype=_INT) for i in (0, 1))
+        self.count += 1
+        drawn = b.Reshape(_mix(b, number * _STRIDE + first, second), b.shape_of(data))
         share = b.Cast(ratio, to=ir.DataType.DOUBLE) * float(2**32) - float(2**31)
-        mask = b.GreaterOrEqual(drawn, b.Cast(b.Floor(b.Min(share, float(2**31 - 1))), to=int32))
+        mask = b.GreaterOrEqual(drawn, b.Cast(b.Floor(b.Min(share, float(2**31 - 1))), to=_INT))
         mask.shape = data.shape
         return mask
 
-    def _key(self, b: Builder) -> ir.Value:
-        """One 32-bit key from seed, step and the number of the node."""
-        self.count += 1
-        key = _mix(b, b.Cast(self._input("seed"), to=ir.DataType.INT32) + self.count)
-        return _mix(b, key + b.Cast(self._input("step"), to=ir.DataType.INT32) * _STRIDE)
 
-    def _input(self, role: str) -> ir.Value:
-        if role not in self.inputs:
-            self.inputs[role] = ir.Value(
-                name=self.names.fresh(role), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([])
-            )
-        return self.inputs[role]
+def _mix(b: Builder, x: ir.Value, key: ir.Value | None = None) -> ir.Value:
+    """A bijection of 32-bit integers that changes half of the bits for each bit changed; `key` chooses among many."""
+    x = _shift(b, x, 16) * _MULTIPLIERS[0]
+    x = x if key is None else x + key
+    return _shift(b, _shift(b, x, 15) * _MULTIPLIERS[1], 16)
 
 
-def _mix(b: Builder, x: ir.Value) -> ir.Value:
-    """A bijection of 32-bit integers that changes half of the bits for each bit changed."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, None)):
-        bits = b.Cast(x, to=ir.DataType.UINT32)
-        shifted = b.op("BitShift", bits, b.constant(shift, ir.DataType.UINT32), direction="RIGHT")
-        x = b.Cast(b.BitwiseXor(bits, shifted), to=ir.DataType.INT32)
-        x = x if factor is None else x * factor
-    return x
+def _shift(b: Builder, x: ir.Value, places: int) -> ir.Value:
+    """x ^ (x >> places), on the bits as they are."""
+    bits = b.Cast(x, to=ir.DataType.UINT32)
+    shifted = b.op("BitShift", bits, b.constant(places, ir.DataType.UINT32), direction="RIGHT")
+    return b.Cast(b.BitwiseXor(bits, shifted), to=_INT)

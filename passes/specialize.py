@@ -2,20 +2,24 @@
 
 1. BatchNormalization is inference, or training with its statistics as state: ``<running_mean>_next`` and
    ``<running_var>_next`` become outputs. A trained node gets momentum 0, so that its second and third output are the
-   batch's own statistics, which the backward reads; the running ones are computed beside it.
+   batch's own statistics, which the backward reads; the running ones are computed beside it. It reads the old ones
+   through a copy (Max of one operand): ONNX Runtime's kernel writes its second and third output over its inputs.
 2. Dropout is the identity, or a mask drawn from (seed, step, node): a counter-based hash over the element's number.
 3. CastLike to a known type is Cast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from gradcut.dialect import is_mark
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
+from gradcut.parameters import constant_tensor
 from gradcut.passes.base import TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.random import Draws
 from gradcut.passes.stop_gradient import frozen_names
@@ -23,6 +27,9 @@ from gradcut.passes.stop_gradient import frozen_names
 STATE = "gradcut.state"
 MODES = "gradcut.modes"
 CHOICES = ("auto", "train", "eval")
+#: Operators that hand a value on as it is, and those that move or cast it.
+_SAME = frozenset({"Identity"})
+_CARRIERS = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 @register
@@ -32,7 +39,8 @@ class Specialize(Pass):
 
     Attributes:
         batch_norm: ``auto``: a node that the file has in training mode stays, one in inference mode trains iff its
-            scale or bias does; ``train``: every one trains; ``eval``: none. One named by a freeze never trains.
+            scale or bias does; ``train``: every one trains; ``eval``: none. One named by a freeze never trains
+            (by name or scope; where only one of scale and bias is frozen, the other decides).
         dropout: ``auto``: as the file says; ``train``; ``eval``.
     """
 
@@ -70,46 +78,57 @@ def _batch_norms(model: ir.Model, choice: str) -> None:
     names = Names.of(model)
     current: dict[ir.Value, ir.Value] = {}
     modes: dict[str, str] = {}
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         if node.op_type != "BatchNormalization" or node.domain:
             continue
         training = _trains(node, choice, frozen, trained)
-        modes[node.name or ""] = "train" if training else "eval"
-        if training:
+        inner = node.graph is not model.graph  # no state leaves the body of an If or a Loop: the mode is the file's
+        if inner and training:
+            training = _flag(node)
+        elif training:
             _train(model.graph, node, names, current)
         else:
-            _infer(node)
-    _state_outputs(model, current, names)
+            _infer(node, names)
+        modes[node.name or ""] = "train" if training else "eval"
+    _state_outputs(model, {s: v for s, v in current.items() if s.is_initializer() and s.name not in trained}, names)
     if modes:
         write_json(model, MODES, modes)
 
 
 def _trains(node: ir.Node, choice: str, frozen: set[str], trained: set[str]) -> bool:
-    names = {_through_marks(value) for value in node.inputs[1:3]}
-    if choice == "eval" or names & frozen:
+    """A freeze that leaves neither scale nor bias to train names the node; where one of them trains, it does not."""
+    names = {_origin(value, _CARRIERS).name for value in node.inputs[1:3] if value is not None}
+    if choice == "eval" or (names & frozen and not names & trained):
         return False
-    if choice == "train" or _flag(node):
-        return True
-    return bool(names & trained)
+    return choice == "train" or _flag(node) or bool(names & trained)
 
 
-def _through_marks(value: ir.Value | None) -> str:
-    """The parameter behind an operand, through marks: `propagate` puts derived ones on the cut."""
-    while value is not None and (producer := value.producer()) is not None and producer.domain == "gradcut":
-        value = producer.inputs[0]
-    return (value.name if value is not None else None) or ""
+def _origin(value: ir.Value, through: frozenset[str]) -> ir.Value:
+    """What is behind an operand, through marks (`propagate` puts derived ones on the cut) and some operators."""
+    while (producer := value.producer()) is not None:
+        source = producer.inputs[0] if producer.inputs else None
+        if source is None or not (is_mark(producer) or (producer.domain == "" and producer.op_type in through)):
+            break
+        value = source
+    return value
 
 
 def _flag(node: ir.Node) -> bool:
     return "training_mode" in node.attributes and bool(node.attributes["training_mode"].as_int())
 
 
-def _infer(node: ir.Node) -> None:
+def _infer(node: ir.Node, names: Names) -> None:
     """Inference: one output; a use of a running output reads the statistic itself, which does not move."""
     node.attributes.add(ir.AttrInt64("training_mode", 0))
+    b = Builder(names)
     for output, statistic in zip(node.outputs[1:], node.inputs[3:5], strict=False):
         assert statistic is not None
+        if output.is_graph_output():
+            statistic = b.op("Identity", statistic, dtype=statistic.dtype, shape=statistic.shape)
+            statistic.name, output.name = output.name, names.fresh("running")
         ir.convenience.replace_all_uses_with(output, statistic, replace_graph_outputs=True)
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.insert_after(node, b.nodes)
     node.resize_outputs(1)
 
 
@@ -118,22 +137,26 @@ def _train(graph: ir.Graph, node: ir.Node, names: Names, current: dict[ir.Value,
     own = _separate_running_outputs(node)
     node.attributes.add(ir.AttrInt64("training_mode", 1))
     node.attributes.add(ir.AttrFloat32("momentum", 0.0))
+    sources = [_source(node, index) for index in (0, 1)]
+    before = [current.get(source, source) for source in sources]
+    guard = Builder(names, prefix=f"{node.name}_")
+    for index, value in enumerate(before):
+        node.replace_input_with(3 + index, guard.op("Max", value, dtype=value.dtype, shape=value.shape))
+    graph.insert_before(node, guard.nodes)
     b = Builder(names, prefix=f"{node.name}_")
     with b.arithmetic():
-        moved = _moved(b, node, momentum, current)
+        moved = _moved(b, node, momentum, before)
         for index, value in own.items():
-            population = _source(node, index) * momentum + node.outputs[1 + index] * (1.0 - momentum)
+            population = sources[index] * momentum + node.outputs[1 + index] * (1.0 - momentum)
             population.shape = value.shape
             ir.convenience.replace_all_uses_with(value, population, replace_graph_outputs=True)
             population.name, value.name = value.name, names.fresh("running")
     graph.insert_after(node, b.nodes)
-    for index, value in enumerate(moved):
-        if _source(node, index).is_initializer():
-            current[_source(node, index)] = value
+    current.update(zip(sources, moved, strict=True))
 
 
 def _separate_running_outputs(node: ir.Node) -> dict[int, ir.Value]:
-    """The running outputs that the model itself reads (they stay ONNX's, of population variance), taken off the node."""
+    """The running outputs that the model reads, taken off the node: they stay ONNX's, of population variance."""
     own = {}
     for index, value in enumerate(node.outputs[1:3]):
         if value.uses() or value.is_graph_output():
@@ -145,12 +168,11 @@ def _separate_running_outputs(node: ir.Node) -> dict[int, ir.Value]:
     return own
 
 
-def _moved(b: Builder, node: ir.Node, momentum: float, current: dict[ir.Value, ir.Value]) -> tuple[ir.Value, ir.Value]:
+def _moved(b: Builder, node: ir.Node, momentum: float, before: Sequence[ir.Value]) -> tuple[ir.Value, ir.Value]:
     """The running statistics after this node, as torch has them: the variance unbiased, n/(n-1)."""
     X, mean, var = node.inputs[0], node.outputs[1], node.outputs[2]
     assert X is not None
-    for value, source in ((mean, node.inputs[3]), (var, node.inputs[4])):
-        assert source is not None
+    for value, source in zip((mean, var), before, strict=True):
         value.type, value.shape = source.type, source.shape
         value.name = value.name or b.names.fresh(f"{node.name}_batch_statistic")
     kind = mean.dtype or ir.DataType.FLOAT
@@ -158,23 +180,17 @@ def _moved(b: Builder, node: ir.Node, momentum: float, current: dict[ir.Value, i
     several = b.Greater(n, 1.0)
     unbiased = var * (n / b.Max(n - 1.0, 1.0))
     results = []
-    for index, batch in enumerate((mean, unbiased)):
-        before = _statistic(node, index, current)
-        results.append(b.Where(several, before * momentum + batch * (1.0 - momentum), before))
-        results[-1].shape = before.shape
+    for old, batch in zip(before, (mean, unbiased), strict=True):
+        results.append(b.Where(several, old * momentum + batch * (1.0 - momentum), old))
+        results[-1].shape = old.shape
     return results[0], results[1]
 
 
 def _source(node: ir.Node, index: int) -> ir.Value:
+    """The statistic at an operand, behind marks; nodes that share one move it in graph order."""
     value = node.inputs[3 + index]
     assert value is not None
-    return value
-
-
-def _statistic(node: ir.Node, index: int, current: dict[ir.Value, ir.Value]) -> ir.Value:
-    """The statistic as the nodes before left it: nodes that share one move it in graph order."""
-    source = _source(node, index)
-    return current.get(source, source)
+    return _origin(value, _SAME)
 
 
 def _state_outputs(model: ir.Model, current: dict[ir.Value, ir.Value], names: Names) -> None:
@@ -192,28 +208,30 @@ def _state_outputs(model: ir.Model, current: dict[ir.Value, ir.Value], names: Na
 
 def _dropouts(model: ir.Model, choice: str) -> None:
     draws = Draws(model)
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         if node.op_type != "Dropout" or node.domain:
             continue
-        if choice == "eval" or (choice == "auto" and not _says_training(node)):
+        mode = _says_training(node) if choice == "auto" else choice == "train"
+        if mode is False:
             _identity(node)
         else:
-            draws.dropout(node)
+            draws.dropout(node, None if mode is True else mode)
     draws.finish()
 
 
-def _says_training(node: ir.Node) -> bool:
-    """By its third operand; one known only at run time counts as training where the graph's own feed says so."""
-    if len(node.inputs) < 3 or node.inputs[2] is None:
+def _says_training(node: ir.Node) -> bool | ir.Value:
+    """By its third operand; where only a run can tell, that operand."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
         return False
-    tensor = ir.convenience.get_const_tensor(node.inputs[2])
-    return tensor is not None and bool(tensor.numpy())
+    tensor = constant_tensor(value)
+    return value if tensor is None else bool(tensor.numpy().reshape(-1)[0])
 
 
 def _identity(node: ir.Node) -> None:
     data = node.inputs[0]
     assert data is not None
-    if len(node.outputs) > 1 and node.outputs[1].uses():
+    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
         node.resize_inputs(1)  # the mask is read: Dropout without a mode is inference, and gives it all true
         return
     node.op_type = "Identity"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import onnx
+import onnx.shape_inference
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
@@ -195,8 +196,8 @@ def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:
         smaller = False
         for candidate in _smaller(case):
             try:
-                onnx.checker.check_model(candidate.model)
-            except onnx.checker.ValidationError:
+                onnx.checker.check_model(candidate.model, full_check=True)
+            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
                 continue
             if fails(candidate):
                 case, smaller = candidate, True
@@ -224,7 +225,7 @@ def _without(model: ModelProto, index: int) -> ModelProto | None:
     removed = result.graph.node.pop(index)
     bypass = removed.input[0] if removed.input else ""
     for name in removed.output[:1]:
-        for node in _every(result.graph.node):
+        for node in every_node(result.graph.node):
             for position, operand in enumerate(node.input):
                 if operand == name:
                     node.input[position] = bypass
@@ -234,9 +235,9 @@ def _without(model: ModelProto, index: int) -> ModelProto | None:
     return result if kept else None
 
 
-def _every(nodes):
+def every_node(nodes):
     for node in nodes:
         yield node
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                yield from _every(attribute.g.node)
+                yield from every_node(attribute.g.node)

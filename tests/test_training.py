@@ -6,7 +6,6 @@ A case trains a part of a model; batch norms whose scale or bias is asked to tra
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,8 @@ from models import zoo
 from tests.exported import exported
 
 torch.set_num_threads(1)
-BATCH = 8
+#: ResNet's last stage is 1x1: batch norm over few rows is chaotic in float32, torch against itself too.
+BATCH = {"resnet18_small": 32}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def torch_model(model: str, case: Case, dtype: torch.dtype = torch.float32) -> n
 
 
 def batch(model: str, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    return zoo.example_inputs(model, BATCH, seed), zoo.example_labels(model, BATCH, seed)
+    size = BATCH.get(model, 8)
+    return zoo.example_inputs(model, size, seed), zoo.example_labels(model, size, seed)
 
 
 def torch_loss(module: nn.Module, model: str, seed: int) -> torch.Tensor:
@@ -181,7 +182,3 @@ def check_frozen(session: gradcut.TrainingSession, given: dict[str, torch.Tensor
     for name, array in session.parameters().items():
         assert (name in trained) or array.tobytes() == given[name].numpy().tobytes(), name
 
-
-@functools.cache
-def fused_operators(model: str, trained: bool) -> dict[str, int]:
-    return {}

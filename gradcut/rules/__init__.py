@@ -5,9 +5,11 @@ that yields ``(operand, cotangent)`` for each wanted operand, and add samples fo
 """
 
 from gradcut.rules import (
+    activation,
     constant,
     conv,
     declared,
+    einsum,
     elementwise,
     index,
     loss,
@@ -15,6 +17,7 @@ from gradcut.rules import (
     norm,
     pool,
     reduce,
+    resize,
     shape,
 )
 from gradcut.rules.adjoint import Adjoint, Cotangents
@@ -26,9 +29,11 @@ __all__ = [
     "Cotangents",
     "Registry",
     "Rule",
+    "activation",
     "constant",
     "conv",
     "declared",
+    "einsum",
     "elementwise",
     "index",
     "loss",
@@ -38,5 +43,6 @@ __all__ = [
     "pool",
     "reduce",
     "register_rule",
+    "resize",
     "shape",
 ]

@@ -6,7 +6,3 @@ from gradcut.rules.registry import weights
 
 for _op_type in ("RNN", "GRU", "LSTM"):
     weights(_op_type, "W R B")
-weights("PRelu", "slope")
-weights("InstanceNormalization", "scale B")
-weights("GroupNormalization", "scale bias")
-weights("RMSNormalization", "scale")

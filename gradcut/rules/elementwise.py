@@ -244,6 +244,23 @@ def sum_of(op: Adjoint) -> Cotangents:
         yield index, op.dY
 
 
+@rule("Mean", "data_0", broadcasts=True)
+def mean_of(op: Adjoint) -> Cotangents:
+    """mean = (data_0 + data_1 + ...) / n."""
+    share = op.dY * (1.0 / len(op.node.inputs))
+    for index in sorted(op.wanted):
+        yield index, share
+
+
+@rule("Mod", "A B", broadcasts=True)
+def mod(op: Adjoint) -> Cotangents:
+    """C = A - B trunc(A / B) (fmod, the only form for floats): dA = dC, dB = -dC trunc(A / B)."""
+    if op.wants("A"):
+        yield "A", op.dY
+    if op.wants("B"):
+        yield "B", op.dY * ((op.out() - op["A"]) / op["B"])
+
+
 @rule("Max Min", "data_0", broadcasts=True)
 def extremum(op: Adjoint) -> Cotangents:
     """Folded from the left, as nested torch.maximum: two equal operands share the cotangent by halves."""

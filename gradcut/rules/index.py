@@ -97,3 +97,11 @@ def dropout(op: Adjoint) -> Cotangents:
         keep = b.Where(op["training_mode"], keep, b.scalar_like(1.0, keep))
     scale = b.Where(b.Equal(keep, 0.0), b.scalar_like(0.0, keep), b.Reciprocal(keep))
     yield "data", b.Where(op.out("mask"), op.dY * scale, b.scalar_like(0.0, op.dY))
+
+
+@rule("TopK", "X")
+def top_k(op: Adjoint) -> Cotangents:
+    """Each cotangent back to where its value came from, by the forward's Indices."""
+    b, X = op.b, op["X"]
+    dY, indices = op.dY, op.out("Indices")
+    yield "X", b.op("ScatterElements", b.zeros_like(X), indices, dY, axis=op.attr("axis", -1), shape=X.shape)

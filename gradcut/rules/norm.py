@@ -98,10 +98,15 @@ def _inverse_deviation(op: Adjoint, centred: ir.Value, axes: ir.Value) -> ir.Val
 
 
 def _normalization_grad(
-    op: Adjoint, dXhat: ir.Value, Xhat: ir.Value, deviation: ir.Value, axes: range | list[int]
+    op: Adjoint,
+    dXhat: ir.Value,
+    Xhat: ir.Value,
+    deviation: ir.Value,
+    axes: range | list[int],
+    operand: str = "X",
 ) -> ir.Value:
     operands = dXhat, Xhat, deviation, op.b.ints(axes)
-    return op.b.op("NormalizationGrad", *operands, domain="gradcut", dtype=Xhat.dtype, shape=op["X"].shape)
+    return op.b.op("NormalizationGrad", *operands, domain="gradcut", dtype=Xhat.dtype, shape=op[operand].shape)
 
 
 def _add_up(op: Adjoint, parts: list[ir.Value]) -> ir.Value:
@@ -219,3 +224,72 @@ def _channels(op: Adjoint, value: ir.Value, rank: int) -> ir.Value:
 def _channel_sum(op: Adjoint, value: ir.Value) -> ir.Value:
     axes = op.b.ints([0, *range(2, op.rank("X"))])
     return op.b.op("ReduceSum", value, axes, keepdims=0, shape=op["scale"].shape)
+
+
+@rule("InstanceNormalization", "input scale B", weights="scale B")
+def instance_normalization(op: Adjoint) -> Cotangents:
+    """Y = Xhat scale + B per channel, the statistics over the places of each channel; Ulyanov et al. 2016."""
+    b, dY, X, rank = op.b, op.dY, op["input"], op.rank("input")
+    if op.wants("B"):
+        yield "B", _sum_but_channels(op, dY, rank)
+    if not op.wants("input", "scale"):
+        return
+    axes = range(2, rank)
+    centred = X - b.ReduceMean(X, b.ints(axes), keepdims=1)
+    deviation = _inverse_deviation(op, centred, b.ints(axes))
+    Xhat = centred * deviation
+    if op.wants("scale"):
+        yield "scale", _sum_but_channels(op, dY * Xhat, rank)
+    if op.wants("input"):
+        yield "input", _normalization_grad(op, dY * _channels(op, op["scale"], rank), Xhat, deviation, axes, "input")
+
+
+@rule("GroupNormalization", "X scale bias", weights="scale bias", since=21)
+def group_normalization(op: Adjoint) -> Cotangents:
+    """Y = Xhat scale + bias per channel, the statistics over groups of channels; Wu and He 2018.
+
+    The statistics are taken in float32 at least; X is seen as [N, groups, -1].
+    """
+    b, X, rank = op.b, op["X"], op.rank("X")
+    dY = op.wide(op.dY)
+    if op.wants("bias"):
+        yield "bias", b.Cast(_sum_but_channels(op, dY, rank), to=op["bias"].dtype)
+    if not op.wants("X", "scale"):
+        return
+    groups, wide = b.ints([0, op.attr("num_groups"), -1]), b.shape_of(X)
+    flat = b.Reshape(op.wide(X), groups)
+    centred = flat - b.ReduceMean(flat, b.ints([2]), keepdims=1)
+    deviation = _inverse_deviation(op, centred, b.ints([2]))
+    Xhat = centred * deviation
+    if op.wants("scale"):
+        full = b.op("Reshape", Xhat, wide, shape=X.shape)
+        yield "scale", b.Cast(_sum_but_channels(op, dY * full, rank), to=op["scale"].dtype)
+    if op.wants("X"):
+        dXhat = b.Reshape(dY * _channels(op, op.wide(op["scale"]), rank), groups)
+        operands = dXhat, Xhat, deviation, b.ints([2])
+        dX = b.op("NormalizationGrad", *operands, domain="gradcut", dtype=Xhat.dtype)
+        yield "X", b.Cast(b.op("Reshape", dX, wide, shape=X.shape), to=X.dtype)
+
+
+@rule("RMSNormalization", "X scale", weights="scale", since=23)
+def rms_normalization(op: Adjoint) -> Cotangents:
+    """Y = Xhat scale, Xhat = X / sqrt(mean X^2 + eps) over the axes from `axis` on; Zhang and Sennrich 2019.
+
+    dX = (dXhat - Xhat mean(dXhat Xhat)) / sqrt(mean X^2 + eps).
+    """
+    b, rank = op.b, op.rank("X")
+    X, dY = op.wide(op["X"]), op.wide(op.dY)
+    axes = b.ints(range(op.attr("axis", -1) % rank, rank))
+    deviation = _inverse_deviation(op, X, axes)
+    Xhat = X * deviation
+    if op.wants("scale"):
+        yield "scale", b.Cast(b.sum_to(dY * Xhat, op["scale"]), to=op["scale"].dtype)
+    if op.wants("X"):
+        dXhat = dY * op.wide(op["scale"])
+        projection = b.ReduceMean(dXhat * Xhat, axes, keepdims=1)
+        dX = (dXhat - Xhat * projection) * deviation
+        yield "X", b.Cast(dX, to=op["X"].dtype)
+
+
+def _sum_but_channels(op: Adjoint, value: ir.Value, rank: int) -> ir.Value:
+    return op.b.ReduceSum(value, op.b.ints([0, *range(2, rank)]), keepdims=0)

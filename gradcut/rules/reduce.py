@@ -64,6 +64,39 @@ def reduce_log_sum_exp(op: Adjoint) -> Cotangents:
     yield "data", _shaped(op, weights * _keep(op, op.dY))
 
 
+@rule("ReduceLogSum", "data")
+def reduce_log_sum(op: Adjoint) -> Cotangents:
+    """Y = log sum X: dX = dY exp(-Y)."""
+    yield "data", _spread(op, op.dY * op.b.Exp(-op.out()))
+
+
+@rule("ReduceProd", "data")
+def reduce_prod(op: Adjoint) -> Cotangents:
+    """dX = dY times the product of the other elements, taken as such, so that zeros are right at every order.
+
+    The reduced axes are moved to the end and made one of n elements; the products of n - 1 cost n^2.
+    """
+    b, data, axes = op.b, op["data"], _axes(op)
+    if axes is None:
+        op.refuse("its axes or the rank of its data are known only at run time")
+    if not axes:
+        yield "data", op.dY
+        return
+    rank = op.rank("data")
+    last = [*(axis for axis in range(rank) if axis not in axes), *axes]
+    moved = b.Transpose(data, perm=last)
+    sizes = b.Concat(*(b.dim(data, axis) for axis in axes), axis=0)
+    n = b.ReduceProd(sizes, keepdims=1)
+    flat = b.Reshape(moved, b.Concat(b.ints([-1, 1]), n, axis=0))
+    diagonal = b.EyeLike(b.zeros(b.Concat(n, n, axis=0), ir.DataType.FLOAT))
+    others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), flat)
+    products = b.ReduceProd(others, b.ints([2]), keepdims=0)
+    slope = b.Reshape(products, b.Shape(moved))
+    back = b.Transpose(slope, perm=[last.index(axis) for axis in range(rank)])
+    back.shape = data.shape
+    yield "data", _shaped(op, back * _keep(op, op.dY))
+
+
 @rule("CumSum", "x")
 def cum_sum(op: Adjoint) -> Cotangents:
     """The same sum from the other end."""

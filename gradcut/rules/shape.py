@@ -170,3 +170,23 @@ def pad(op: Adjoint) -> Cotangents:
         constant = op["constant_value"]
         rest = b.ReduceSum(op.dY, keepdims=0) - b.ReduceSum(inside, keepdims=0)
         yield "constant_value", b.op("Reshape", rest, b.shape_of(constant), shape=constant.shape)
+
+
+@rule("Tile", "input")
+def tile(op: Adjoint) -> Cotangents:
+    """The cotangent with each axis split into (repeat, size), summed over the repeats."""
+    b, X, repeats = op.b, op["input"], op["repeats"]
+    row = b.ints([1, -1])
+    pairs = b.Concat(b.Reshape(repeats, row), b.Reshape(b.shape_of(X), row), axis=0)
+    split = b.Reshape(op.dY, b.Reshape(b.Transpose(pairs, perm=[1, 0]), b.ints([-1])))
+    count = b.Size(repeats) * 2
+    kind = ir.DataType.INT64
+    axes = b.Range(b.constant(0, kind), count, b.constant(2, kind), dtype=kind)
+    yield "input", b.op("ReduceSum", split, axes, keepdims=0, noop_with_empty_axes=1, shape=X.shape)
+
+
+@rule("Trilu", "input")
+def trilu(op: Adjoint) -> Cotangents:
+    """The same triangle of the cotangent."""
+    k = [] if op.get("k") is None else [op["k"]]
+    yield "input", op.b.op("Trilu", op.dY, *k, upper=op.attr("upper", 1), shape=op["input"].shape)

@@ -22,6 +22,7 @@ from gradcut.errors import CheckpointError, LossError, MissingExtraError, NotFin
 from gradcut.optimizers import parse_optimizer
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
+from gradcut.report import NO_LOSS
 from gradcut.runtime import backend
 from gradcut.runtime.backend import Runner, Slot, to_device
 from gradcut.runtime.export import export
@@ -255,7 +256,7 @@ class TrainingSession:
     def require_loss(self) -> None:
         """Raise where the artifacts were compiled without an objective."""
         if self.manifest["loss"] is None:
-            raise LossError("these artifacts have no loss; compile with one: gradcut compile ... --loss cross_entropy")
+            raise LossError(NO_LOSS)
 
 
 def _scalar(value: float, dtype: Any) -> Any:

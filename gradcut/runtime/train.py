@@ -13,14 +13,14 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from gradcut.artifacts import CHECKPOINT
-from gradcut.errors import ArtifactsError, CheckpointError, DataError, GradcutError
+from gradcut.errors import ArtifactsError, CheckpointError, DataError, FeedError
 from gradcut.io import atomic_write_bytes
 from gradcut.runtime.data import Batches, check_keys, load_npz, split_indices
 from gradcut.runtime.feeds import FeedCheck
@@ -140,7 +140,8 @@ class Trainer:
         Raises:
             NotFiniteError: the loss became NaN or infinite; the last checkpoint is untouched.
         """
-        _write_metrics(self.folder / METRICS, self.records)
+        if self.plan.resume and (self.folder / METRICS).exists():
+            _write_metrics(self.folder / METRICS, self.records)
         with Interrupt() as interrupt:
             while self.position.epoch < self.plan.epochs and not interrupt:
                 self._epoch(watcher, interrupt)
@@ -231,19 +232,15 @@ class Trainer:
         try:
             return None if recorded is None else Position(**recorded)
         except TypeError as error:
-            raise CheckpointError(f"{self.folder / CHECKPOINT}: its position in the data is damaged ({error})") from error
+            where = self.folder / CHECKPOINT
+            raise CheckpointError(f"{where}: its position in the data is damaged ({error})") from error
 
 
-@dataclass
 class Data:
     """The rows to train on and those held out, checked against the graph before anything runs."""
 
-    plan: Plan
-    manifest: Mapping[str, Any]
-    recorded: Position | None
-    position: Position = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, plan: Plan, manifest: Mapping[str, Any], recorded: Position | None) -> None:
+        self.plan, self.manifest, self.recorded = plan, manifest, recorded
         inputs = self.manifest["graphs"]["training_model"]["inputs"]
         self._ports = [port for port in inputs if port["role"] in ("user", "label")]
         arrays = self._load(self.plan.data)
@@ -288,8 +285,8 @@ class Data:
         opened = [{**port, "shape": [None, *port["shape"][1:]] if port["shape"] else None} for port in self._ports]
         try:
             return FeedCheck(opened, self.manifest["loss"])({name: arrays[name] for name in names})
-        except GradcutError as error:
-            raise type(error)(f"{path}: {error}") from None
+        except FeedError as error:
+            raise FeedError(f"{path}: {error}") from None
 
     def _start(self, arrays: Mapping[str, Array]) -> Position:
         """A fresh position, or the recorded one where nothing that was asked for speaks against it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -80,14 +81,33 @@ def _widen_node(node: ir.Node, to: ir.DataType) -> None:
 def reference(proto: onnx.ModelProto) -> Run:
     """The model in onnx's reference evaluator: slow, and exact in float64."""
     from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
 
-    evaluator = ReferenceEvaluator(proto)
+    class Erf(OpRun):  # type: ignore[misc]
+        """onnx's own rounds to float32."""
+
+        def _run(self, x: Array) -> tuple[Array]:
+            return (_erf(x),)
+
+    class Gelu(OpRun):  # type: ignore[misc]
+        """onnx's own calls that Erf."""
+
+        def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
+            if approximate == "tanh":
+                return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
+            return (0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))),)
+
+    evaluator = ReferenceEvaluator(proto, new_ops=[Erf, Gelu])
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         with np.errstate(all="ignore"):
             return [np.asarray(output) for output in evaluator.run(None, dict(feeds))]
 
     return run
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
 
 
 def runtime(proto: onnx.ModelProto) -> Run:

@@ -144,10 +144,13 @@ def build(sample: Sample, form: str = "static", opset: int = 21, *, fan_out: boo
         else:
             initializers.append(numpy_helper.from_array(array, name))
     outputs = [f"y{index}" for index in range(sample.outputs)]
-    nodes = [helper.make_node(sample.op, names, outputs, "node", domain=sample.domain, **sample.attributes)]
-    extra = [f"{name}_twice" for name in (*sample.wanted, *outputs)] if fan_out else []
-    nodes += [helper.make_node("Neg", [name.removesuffix("_twice")], [name], name) for name in extra]
-    return _model(nodes, inputs, initializers, [*outputs, *extra], feeds, opset, sample.domain)
+    node = helper.make_node(sample.op, names, outputs, "node", domain=sample.domain, **sample.attributes)
+    opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(sample.domain, 1)] if sample.domain else [])
+    model, of = _model([node], inputs, initializers, outputs, opsets)
+    if fan_out:
+        twice = [helper.make_node("Neg", [name], [f"{name}_twice"], name) for name in (*sample.wanted, *of)]
+        model, of = _model([node, *twice], inputs, initializers, [*outputs, *(n.output[0] for n in twice)], opsets)
+    return Built(model, feeds, of)
 
 
 def _shape(name: str, array: Array, form: str) -> Sequence[int | str] | None:
@@ -161,16 +164,13 @@ def _model(
     inputs: list[onnx.ValueInfoProto],
     initializers: list[TensorProto],
     outputs: list[str],
-    feeds: dict[str, Array],
-    opset: int,
-    domain: str,
-) -> Built:
-    """The types of the outputs are inferred; those of integers and booleans are not differentiated."""
+    opsets: list[onnx.OperatorSetIdProto],
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A model whose outputs' types are inferred, and the outputs that are floats."""
     untyped = [onnx.ValueInfoProto(name=name) for name in outputs]
     graph = helper.make_graph(nodes, "sample", inputs, untyped, initializers)
-    opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
     of = tuple(o.name for o in inferred.graph.output if o.type.tensor_type.elem_type in floats)
-    return Built(inferred, feeds, of)
+    return inferred, of

@@ -10,6 +10,7 @@ from tests.rules import (
     samples_elementwise,
     samples_index,
     samples_matmul,
+    samples_more,
     samples_norm,
     samples_pool,
     samples_reduce,
@@ -20,6 +21,7 @@ from tests.rules.sample import Sample
 _MODULES = (
     samples_elementwise,
     samples_matmul,
+    samples_more,
     samples_conv,
     samples_pool,
     samples_norm,

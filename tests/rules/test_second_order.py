@@ -44,5 +44,5 @@ def test_third_derivative_of_a_power() -> None:
     for _ in range(3):
         model = gradcut.vjp(model, wrt, of)
         of = [model.graph.output[-1].name]
-    feeds = {v.name: np.float32(0.5 if v.name == "x" else 1.0) for v in model.graph.input}
+    feeds = {v.name: np.asarray(0.5 if v.name == "x" else 1.0, np.float32) for v in model.graph.input}
     assert runtime(model)(feeds)[-1] == pytest.approx(np.exp(0.5), rel=1e-6)

@@ -1,0 +1,53 @@
+"""``gradcut check``: gradients against finite differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or ONNX text (.onnxtxt).")],
+    wrt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="P", help="Float values, by name or pattern; every parameter and float input by default."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="F", help="An .npz of inputs; made up by default.")] = None,
+    rows: Annotated[int, typer.Option(help="How many rows of --data are fed.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of made-up inputs and of the directions.")] = 0,
+) -> None:
+    """Compare the gradients of MODEL with finite differences."""
+    from gradcut.errors import GradientCheckError
+    from gradcut.passes.propagate import main_values
+    from gradcut.runtime.check import check_gradients, imported
+    from gradcut.runtime.data import check_keys, load_npz
+
+    work = imported(model)
+    feeds = None
+    if data is not None:
+        arrays = load_npz(data)
+        names = [value.name or "" for value in work.graph.inputs]
+        check_keys(arrays, names)
+        feeds = {name: arrays[name][:rows] for name in names}
+    wanted = None if wrt is None else _matched(wrt, [*main_values(work.graph)])
+    report = check_gradients(model, feeds, wanted, seed=seed)
+    typer.echo(str(report))
+    if not report.ok:
+        raise GradientCheckError(f"{len(report.failed)} of {len(report.values)} gradients disagree")
+    typer.echo(f"{len(report.values)} gradients agree with finite differences")
+
+
+def _matched(patterns: list[str], known: list[str]) -> list[str]:
+    from gradcut.errors import PatternError
+    from gradcut.spec import match
+    from gradcut.text import nearest
+
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = match(pattern, known)
+        if not names:
+            raise PatternError(pattern, "value", nearest(pattern, known))
+        found.update(dict.fromkeys(names))
+    return list(found)

@@ -1,0 +1,69 @@
+"""``gradcut compile``: a model -> training artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradcut.cli.console import PassWatch, PrintAfter, TimePasses, VerifyEach, rows, warn
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or ONNX text (.onnxtxt).")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; by default <stem>.gradcut.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(metavar="LOSS|FILE.onnx", help="Such as cross_entropy:output=logits,axis=1; mse.")
+    ] = None,
+    train: Annotated[
+        list[str] | None, typer.Option(metavar="P", help="Parameters or module scopes that train; all by default.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(metavar="P", help="Parameters or module scopes that do not; wins over --train.")
+    ] = None,
+    stop_at: Annotated[
+        list[str] | None, typer.Option(metavar="P", help="Values, scopes or value->node where gradients stop.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(metavar="SPEC", help="adamw:lr=1e-3, sgd:lr=0.1,momentum=0.9.")] = "adamw",
+    target: Annotated[str, typer.Option(help="onnx or ort-training.")] = "onnx",
+    batch_norm: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
+    dropout: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
+    seed: Annotated[int, typer.Option(help="What Dropout draws from.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="A trainable the loss does not reach is an error.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a DIR that was trained.")] = False,
+    print_ir_after: PrintAfter = None,
+    verify_each: VerifyEach = False,
+    time_passes: TimePasses = False,
+) -> None:
+    """Compile MODEL into training graphs."""
+    from gradcut.artifacts import check_target
+    from gradcut.compiler import compile
+    from gradcut.report import summarize
+
+    folder = output if output is not None else Path(f"{Path(model).stem}.gradcut")
+    check_target(folder, force)
+    watch = PassWatch(print_ir_after, time_passes)
+    artifacts = compile(
+        model,
+        loss=loss,
+        train=train,
+        freeze=freeze or (),
+        stop_at=stop_at or (),
+        optimizer=optimizer,
+        target=target,
+        strict=strict,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        seed=seed,
+        verify_each=verify_each,
+        watch=watch.watch,
+    )
+    artifacts.save(folder, force=force)
+    summary = summarize(artifacts, model, loss, batch_norm, dropout, everything=not (train or freeze or stop_at))
+    watch.report()
+    rows([*summary.rows(), ("files", f"{folder}/ (training_model.onnx, checkpoint.safetensors, manifest.json, ...)")])
+    for warning in summary.warnings():
+        warn(warning)

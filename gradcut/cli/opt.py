@@ -1,0 +1,46 @@
+"""``gradcut opt``: a model through a pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradcut.cli.console import PassWatch, PrintAfter, TimePasses, VerifyEach
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or ONNX text (.onnxtxt).")],
+    pipeline: Annotated[
+        str, typer.Option("-p", "--pipeline", metavar="PIPELINE", help="import,propagate{wrt=w},differentiate,...")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help=".onnx or .onnxtxt; by default text on stdout."),
+    ] = None,
+    print_ir_after: PrintAfter = None,
+    verify_each: VerifyEach = False,
+    time_passes: TimePasses = False,
+) -> None:
+    """Run a pipeline of passes over MODEL."""
+    import onnx_ir as ir
+
+    from gradcut.errors import SpecError
+    from gradcut.io import atomic_write, atomic_write_bytes
+    from gradcut.passes import Pipeline
+    from gradcut.source import TEXT_SUFFIXES, own
+
+    binary = output is not None and output.suffix == ".onnx"
+    if output is not None and not binary and output.suffix not in TEXT_SUFFIXES:
+        raise SpecError(f"{output}: a model is written as .onnx, or as text: {', '.join(TEXT_SUFFIXES)}")
+    parsed, watch = Pipeline.parse(pipeline), PassWatch(print_ir_after, time_passes)
+    result = parsed.run(own(model), verify_each=verify_each, watch=watch.watch)
+    watch.report()
+    if binary and output is not None:
+        ir.external_data.load_to_model(result)
+        atomic_write(output, lambda path: ir.save(result, path, format="protobuf"))
+    elif output is not None:
+        atomic_write_bytes(output, ir.to_onnx_text(result).encode())
+    else:
+        typer.echo(ir.to_onnx_text(result))

@@ -1,0 +1,45 @@
+"""The generated parts of the README: ``python -m tests.readme`` writes them, a test says they are current."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+from gradcut.rules import REGISTRY
+from gradcut.rules.registry import names_of
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def operators() -> str:
+    """The operators with a derivative, and those whose derivative is zero."""
+    rules = list(REGISTRY)
+    derived = names_of([rule for rule in rules if rule.vjp is not None])
+    zero = names_of([rule for rule in rules if rule.zero])
+    lines = [
+        f"A derivative, at opsets 21 to 26 and imported from 7 to 20 ({len(derived)}):",
+        ", ".join(derived) + ".",
+        "",
+        f"Zero almost everywhere, or no float function of its operands; a cut with its reason ({len(zero)}):",
+        ", ".join(zero) + ".",
+    ]
+    return "\n".join(textwrap.fill(line, 120) for line in lines)
+
+
+def with_part(text: str, name: str, part: str) -> str:
+    """`text` with what stands between the markers of a part replaced; the opening marker may say how."""
+    pattern = rf"(<!-- {name}[^>]*-->\n).*?(<!-- /{name} -->)"
+    replaced, count = re.subn(pattern, lambda m: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"README.md has {count} parts called {name!r}")
+    return replaced
+
+
+def current() -> str:
+    """The README as it should be."""
+    return with_part(README.read_text(encoding="utf-8"), "operators", operators())
+
+
+if __name__ == "__main__":
+    README.write_text(current(), encoding="utf-8")

@@ -1,0 +1,65 @@
+"""Where a derivative does not exist we take torch's convention (SEMANTICS.md, point 11): this is the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import gradcut
+from gradcut.runtime.widen import runtime
+from tests.rules.sample import Array, Sample, build, ints, sample
+
+Torch = Callable[..., torch.Tensor]
+ZERO = np.array([0.0, 1.0, -1.0], np.float32)
+TIES = np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 2.0]], np.float32)
+IMAGE = np.array([[[[1.0, 1.0, 3.0, 0.0], [1.0, 1.0, 2.0, 3.0]]]], np.float32)
+FLAT = np.zeros((1, 1, 3, 3), np.float32)
+
+
+def fold(function: Torch) -> Torch:
+    return lambda a, b, c: function(function(a, b), c)
+
+
+TABLE: list[tuple[Sample, Torch]] = [
+    (sample("Relu", "zero", ZERO), torch.relu),
+    (sample("Abs", "zero", ZERO), torch.abs),
+    (sample("LeakyRelu", "zero", ZERO, alpha=0.2), lambda x: F.leaky_relu(x, 0.2)),
+    (sample("HardSigmoid", "bounds", np.float32([-3, 3, 0]), alpha=1 / 6), F.hardsigmoid),
+    (sample("HardSwish", "bounds", np.float32([-3, 3, 0])), F.hardswish),
+    (sample("Max", "equal", ZERO, ZERO), torch.maximum),
+    (sample("Min", "equal", ZERO, ZERO), torch.minimum),
+    (sample("Max", "three_equal", ZERO, ZERO, ZERO), fold(torch.maximum)),
+    (sample("Min", "last_two_equal", ZERO + 1, ZERO, ZERO), fold(torch.minimum)),
+    (sample("Max", "broadcast", TIES, TIES[1]), torch.maximum),
+    (sample("ReduceMax", "ties", TIES, ints(1), keepdims=0), lambda x: x.amax(1)),
+    (sample("ReduceMax", "all", TIES), lambda x: x.amax().reshape(1, 1)),
+    (sample("ReduceMin", "ties", TIES, ints(0), keepdims=1), lambda x: x.amin(0, keepdim=True)),
+    (sample("ReduceL1", "zero", ZERO), lambda x: x.abs().sum().reshape(1)),
+    (sample("ReduceL2", "zero", np.zeros(3, np.float32)), lambda x: x.norm().reshape(1)),
+    (sample("MaxPool", "ties", IMAGE, kernel_shape=[2, 2]), lambda x: F.max_pool2d(x, 2, 1)),
+    (sample("MaxPool", "flat", FLAT, kernel_shape=[2, 2], pads=[1] * 4), lambda x: F.max_pool2d(x, 2, 1, 1)),
+    (sample("GlobalMaxPool", "ties", IMAGE), lambda x: F.adaptive_max_pool2d(x, 1)),
+    (sample("Clip", "bounds", ZERO, np.float32(-1), np.float32(1), constant="min max"), lambda x: x.clamp(-1, 1)),
+    (sample("Clip", "all", ZERO, np.float32(-1), np.float32(1)), torch.clamp),
+    (sample("Sqrt", "zero", np.float32([0, 4])), torch.sqrt),
+    (sample("Pow", "zero", np.float32([0, 0, 0]), np.float32([1, 2, 0])), torch.pow),
+    (sample("Pow", "root", np.float32([0, 4]), np.float32(0.5), constant="Y"), lambda x: x.pow(0.5)),
+]
+
+
+@pytest.mark.parametrize(("sample", "function"), TABLE, ids=[str(row[0]) for row in TABLE])
+def test_kinks_are_as_in_torch(sample: Sample, function: Torch) -> None:
+    built = build(sample)
+    wanted = [name for name in sample.wanted if name not in sample.constant]
+    proto = gradcut.vjp(built.model, wanted, list(built.of))
+    tensors = [torch.tensor(array, requires_grad=True) for array in built.feeds.values()]
+    output = function(*tensors)
+    cotangent = torch.arange(1.0, output.numel() + 1.0).reshape(output.shape)
+    expected = torch.autograd.grad(output, tensors, cotangent)
+    feeds: dict[str, Array] = {**built.feeds, proto.graph.input[-1].name: cotangent.numpy()}
+    for mine, theirs in zip(runtime(proto)(feeds)[1:], expected, strict=True):
+        np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-6)

@@ -1,0 +1,153 @@
+"""The checker is itself checked: rules planted wrong on purpose must be caught, each by a sample that is in the suite."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from gradcut.errors import GradientCheckError
+from gradcut.passes.differentiate import Reverse
+from gradcut.rules import REGISTRY, Adjoint, Cotangents
+from gradcut.runtime.check import CheckReport, check_gradients, require
+from tests.rules.sample import build
+from tests.rules.samples import SAMPLES
+
+
+@contextlib.contextmanager
+def planted(op: str, **changes: Any) -> Iterator[None]:
+    """Another rule for an operator, for as long as this lasts."""
+    (right,) = [rule for rule in REGISTRY if rule.op_type == op and rule.domain == ""]
+    REGISTRY.add(dataclasses.replace(right, **changes))
+    try:
+        yield
+    finally:
+        REGISTRY.add(right)
+
+
+def report(sample_name: str, *, fan_out: bool = False) -> CheckReport:
+    (sample,) = [one for one in SAMPLES if str(one) == sample_name]
+    built = build(sample, fan_out=fan_out)
+    return check_gradients(built.model, built.feeds, sample.wanted, built.of)
+
+
+def wrong_sign(op: Adjoint) -> Cotangents:
+    yield "A", op.dY
+    yield "B", op.dY
+
+
+def missing_factor(op: Adjoint) -> Cotangents:
+    yield "X", op.dY / op.out()
+
+
+def one_per_cent_off(op: Adjoint) -> Cotangents:
+    yield "input", op.dY * op.out() * 1.01
+
+
+def swapped_operands(op: Adjoint) -> Cotangents:
+    yield "A", op.dY * op["A"]
+    yield "B", op.dY * op["B"]
+
+
+def wrong_axis(op: Adjoint) -> Cotangents:
+    Y = op.out()
+    yield "input", op.b.op("SoftmaxGrad", op.dY, Y, axis=0, domain="gradcut", dtype=Y.dtype, shape=Y.shape)
+
+
+def wrong_end(op: Adjoint) -> Cotangents:
+    yield "x", op.b.CumSum(op.dY, op["axis"])
+
+
+def transposed(op: Adjoint) -> Cotangents:
+    yield "A", op.b.MatMul(op.dY, op["B"])
+    yield "B", op.b.MatMul(op["A"], op.dY)
+
+
+def not_inverted(op: Adjoint) -> Cotangents:
+    yield "data", op.b.Transpose(op.dY, perm=op.attr("perm"))
+
+
+def not_masked(op: Adjoint) -> Cotangents:
+    yield "X", op.dY
+
+
+def nothing(op: Adjoint) -> Cotangents:
+    yield "input", op.b.zeros_like(op["input"])
+
+
+def other_side(op: Adjoint) -> Cotangents:
+    b = op.b
+    zero = b.scalar_like(0.0, op.dY)
+    yield "X", b.Where(op["condition"], zero, op.dY)
+    yield "Y", b.Where(op["condition"], op.dY, zero)
+
+
+def first_wins(op: Adjoint) -> Cotangents:
+    """Without `reduction`: of two cotangents for one row one is lost."""
+    b, data = op.b, op["data"]
+    rows = b.Unsqueeze(op["indices"], b.ints([-1]))
+    yield "data", b.ScatterND(b.zeros_like(data), rows, op.dY)
+
+
+def without_mean(op: Adjoint) -> Cotangents:
+    """The statistics taken for constants, as in inference."""
+    X = op["X"]
+    yield "X", op.dY * op["Scale"] * op.b.Cast(op.out("InvStdDev"), to=X.dtype)
+    yield "Scale", op.b.sum_to(op.dY * (X - op.out("Mean")) * op.out("InvStdDev"), op["Scale"])
+    yield "B", op.b.sum_to(op.dY, op["B"])
+
+
+PLANTED = [
+    ("Sub", "Sub-same", {"vjp": wrong_sign}),
+    ("Sqrt", "Sqrt-matrix", {"vjp": missing_factor}),
+    ("Exp", "Exp-matrix", {"vjp": one_per_cent_off}),
+    ("Mul", "Mul-same", {"vjp": swapped_operands}),
+    ("Mul", "Mul-row", {"broadcasts": False}),
+    ("Mul", "Mul-scalar", {"broadcasts": False}),
+    ("Softmax", "Softmax-last", {"vjp": wrong_axis}),
+    ("CumSum", "CumSum-first", {"vjp": wrong_end}),
+    ("Relu", "Relu-matrix", {"vjp": not_masked}),
+    ("Tanh", "Tanh-matrix", {"vjp": nothing}),
+    ("Where", "Where-same", {"vjp": other_side}),
+    ("Gather", "Gather-rows", {"vjp": first_wins}),
+    ("LayerNormalization", "LayerNormalization-last", {"vjp": without_mean}),
+]
+
+
+@pytest.mark.parametrize(("op", "sample", "changes"), PLANTED, ids=[f"{s}-{i}" for i, (_, s, _) in enumerate(PLANTED)])
+def test_wrong_rule_is_caught(op: str, sample: str, changes: dict[str, Any]) -> None:
+    require(report(sample))
+    with planted(op, **changes), pytest.raises(GradientCheckError, match="gradients are wrong"):
+        require(report(sample))
+    require(report(sample))
+
+
+@pytest.mark.parametrize(("op", "rule"), [("MatMul", transposed), ("Transpose", not_inverted)])
+def test_transposed_result_of_the_right_shape_is_caught(op: str, rule: Any) -> None:
+    """Between equal dimensions a shape cannot tell."""
+    text = {"MatMul": "MatMul(x, w)", "Transpose": "Transpose<perm = [1, 2, 0]>(x)"}[op]
+    shape = {"MatMul": "3,3", "Transpose": "3,3,3"}[op]
+    model = f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[{shape}] x, float[{shape}] w) => (float[{shape}] y) {{ y = {text} }}"""
+    wrt = ["x", "w"] if op == "MatMul" else ["x"]
+    proto = ir.to_proto(ir.from_onnx_text(model))
+    require(check_gradients(proto, wrt=wrt))
+    with planted(op, vjp=rule), pytest.raises(GradientCheckError):
+        require(check_gradients(proto, wrt=wrt))
+
+
+def test_lost_contribution_of_a_second_use_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Reverse._sum
+
+    def first_only(self: Reverse, value: ir.Value) -> ir.Value:
+        del self.contributions[value][1:]
+        return whole(self, value)
+
+    require(report("Tanh-matrix", fan_out=True))
+    monkeypatch.setattr(Reverse, "_sum", first_only)
+    with pytest.raises(GradientCheckError):
+        require(report("Tanh-matrix", fan_out=True))

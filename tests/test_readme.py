@@ -1,0 +1,25 @@
+"""What the README says is what the code says."""
+
+from __future__ import annotations
+
+import re
+
+import gradcut
+from gradcut.passes import PASSES
+from tests.readme import README, current
+
+
+def test_the_operator_table_is_current() -> None:
+    assert README.read_text(encoding="utf-8") == current(), "run: python -m tests.readme"
+
+
+def test_every_pass_stands_in_the_picture_of_the_pipeline() -> None:
+    picture = README.read_text(encoding="utf-8").split("## The pipeline")[1].split("```")[1]
+    assert [name for name in PASSES if not re.search(rf"\b{name} ", picture)] == []
+
+
+def test_the_public_face() -> None:
+    names = """load stop_gradient freeze unfreeze compile TrainingArtifacts TrainingSession vjp analyze Pipeline passes
+    to_networkx register_rule SGD AdamW errors GradcutError"""
+    assert [name for name in names.split() if not hasattr(gradcut, name)] == []
+    assert all(hasattr(gradcut, name) for name in gradcut.__all__)
