@@ -4,16 +4,46 @@ It marks where gradients stop, works out what is left of the backward graph, bui
 graphs in plain ONNX.
 """
 
-from gradcut import errors, passes
-from gradcut.activity import Activity, CutEdge
-from gradcut.api import analyze, freeze, load, stop_gradient, unfreeze, vjp
-from gradcut.artifacts import TrainingArtifacts
-from gradcut.compiler import compile
-from gradcut.errors import GradcutError
-from gradcut.graph_view import to_networkx
-from gradcut.optimizers import SGD, AdamW
-from gradcut.passes import Pipeline
-from gradcut.rules import register_rule
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradcut import errors, passes
+    from gradcut.activity import Activity, CutEdge
+    from gradcut.api import analyze, freeze, load, stop_gradient, unfreeze, vjp
+    from gradcut.artifacts import TrainingArtifacts
+    from gradcut.compiler import compile
+    from gradcut.errors import GradcutError
+    from gradcut.graph_view import to_networkx
+    from gradcut.optimizers import SGD, AdamW
+    from gradcut.passes import Pipeline
+    from gradcut.rules import register_rule
+    from gradcut.runtime.session import TrainingSession
+
+#: Where each public name lives. It is imported on first use: the command line's help needs none of them, and a
+#: `TrainingSession` is the only one that needs a runtime.
+_HOMES = {
+    "Activity": "activity",
+    "AdamW": "optimizers",
+    "CutEdge": "activity",
+    "GradcutError": "errors",
+    "Pipeline": "passes",
+    "SGD": "optimizers",
+    "TrainingArtifacts": "artifacts",
+    "TrainingSession": "runtime.session",
+    "analyze": "api",
+    "compile": "compiler",
+    "freeze": "api",
+    "load": "api",
+    "register_rule": "rules",
+    "stop_gradient": "api",
+    "to_networkx": "graph_view",
+    "unfreeze": "api",
+    "vjp": "api",
+}
+_MODULES = ("errors", "passes")
 
 __all__ = [
     "SGD",
@@ -39,9 +69,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """`TrainingSession` on first use: it is the only thing here that needs a runtime."""
-    if name == "TrainingSession":
-        from gradcut.runtime.session import TrainingSession
+    if name in _MODULES:
+        return importlib.import_module(f"gradcut.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradcut' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gradcut.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return TrainingSession
-    raise AttributeError(f"module 'gradcut' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

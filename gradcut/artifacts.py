@@ -3,7 +3,7 @@
 DIR/model.onnx              the model as it was given, with its marks
 DIR/training_model.onnx     loss, outputs, gradients and next state from inputs, trainables and state
 DIR/optimizer_model.onnx    the next parameters and slots
-DIR/step_model.onnx         both in one
+DIR/step_model.onnx         both in one; not for the target ort-training
 DIR/eval_model.onnx         loss and outputs in inference mode
 DIR/checkpoint.safetensors  parameters, optimizer state, running statistics, step, seed
 DIR/weights.bin             large weights, once for all graphs
@@ -12,6 +12,7 @@ DIR/manifest.json           the roles of every input and output, what was cut an
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class TrainingArtifacts:
 
     Attributes:
         model: the model as it was given, with its marks.
-        training_model, optimizer_model, step_model, eval_model: the graphs.
+        training_model, optimizer_model, step_model, eval_model: the graphs; the target ort-training has no step_model.
         tensors: what the checkpoint holds, by the names that the graphs' inputs have.
         manifest: everything a host needs to know, as JSON; see the README.
         start: the checkpoint's record: ``step``, ``seed``, and ``extra``, such as the position in the data.
@@ -52,10 +53,10 @@ class TrainingArtifacts:
     model: ir.Model
     training_model: ir.Model
     optimizer_model: ir.Model
-    step_model: ir.Model
     eval_model: ir.Model
     tensors: Mapping[str, np.ndarray]
     manifest: dict[str, Any]
+    step_model: ir.Model | None = None
     start: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
 
@@ -69,7 +70,7 @@ class TrainingArtifacts:
         target = Path(path)
         check_target(target, force)
         with atomic_directory(target) as staging:
-            graphs = {"model": self.model, **{name: getattr(self, name) for name in GRAPHS}}
+            graphs = {"model": self.model, **self.graphs()}
             shared = _write_weights(graphs, staging)
             for name, graph in graphs.items():
                 ir.save(_with_external(graph, shared, staging), staging / f"{name}.onnx")
@@ -92,9 +93,19 @@ class TrainingArtifacts:
                 raise ArtifactsError(f"{folder}: {name} is missing; compile again")
             if sha256(folder / name) != digest:
                 raise ArtifactsError(f"{folder}: {name} is not the file that was compiled; compile again")
-        graphs = {name: ir.load(folder / f"{name}.onnx") for name in ("model", *GRAPHS)}
+        names = ["model", *(name for name in GRAPHS if f"{name}.onnx" in manifest["files"])]
+        graphs = {name: ir.load(folder / f"{name}.onnx") for name in names}
         tensors, start = checkpoint.load(folder / CHECKPOINT)
         return cls(**graphs, tensors=tensors, manifest=manifest, start=start, folder=folder)
+
+    def graphs(self) -> dict[str, ir.Model]:
+        """The graphs there are, by name."""
+        return {name: graph for name in GRAPHS if (graph := getattr(self, name)) is not None}
+
+    def save_ort_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Write ONNX Runtime Training's own checkpoint; see `gradcut.runtime.ort_training`."""
+        # By name: the runtime is on a floor above, and not everyone has it.
+        importlib.import_module("gradcut.runtime.ort_training").save_ort_checkpoint(self, path)
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -123,6 +134,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} was made by another version (manifest version {manifest.get('version')}, this one reads "
             f"{VERSION}); compile again"
         )
+    if not isinstance(manifest.get("files"), dict):
+        raise ArtifactsError(f"{path} is damaged (it lists no files); compile again")
     return manifest
 
 
@@ -153,10 +166,13 @@ def _was_trained(folder: Path) -> bool:
 
 
 def _large(graph: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The initializers that go into the weights' file: large ones, and all that lie in another file."""
     found = {}
     for name, value in graph.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= SHARED_BYTES and tensor.dtype != ir.DataType.STRING:
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if tensor.nbytes >= SHARED_BYTES or isinstance(tensor, ir.ExternalTensor):
             found[name] = tensor
     return found
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.activity import NO_PATH, Activity, FlowGraph
+from gradcut import ort_graphs
+from gradcut.activity import NO_PATH, Activity, Flow, FlowGraph
 from gradcut.artifacts import SCHEMA, VERSION, TrainingArtifacts
 from gradcut.cost import Cost, estimate
+from gradcut.dialect import is_mark, reported_name
 from gradcut.errors import LossError, NothingTrainsError, SpecError
-from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, step_graph
-from gradcut.ops import Names, static_dims
+from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, signature, step_graph
+from gradcut.ops import Names
 from gradcut.optimizers import AdamW, Optimizer, parse_optimizer
 from gradcut.parameters import decide
 from gradcut.passes import (
@@ -171,6 +173,8 @@ class _Compilation:
     ) -> None:
         self.request, self.given, self.work = request, given, work
         self.loss = read_json(work, LOSS)
+        if request.target == ort_graphs.TARGET:
+            ort_graphs.require(work, request.optimizer, self.loss is not None)
         self.pipeline = Pipeline((*head.passes, *request.tail(self.loss is not None).passes))
         self.forward = work.clone()
         self.decisions = decide(self.forward.graph, REGISTRY)
@@ -218,21 +222,22 @@ class _Compilation:
             step_next=names.fresh("step_next"),
             seed=self.draws.get("seed"),
         )
-        trained = name_trained(work, self.gradients["wrt"], request.optimizer, names)
-        optimizer = optimizer_graph(request.optimizer, trained, scalars, work.opset_imports[""])
-        step = step_graph(work, request.optimizer, trained, scalars, self.state)
-        evaluation = self._evaluation([one.name for one in trained])
-        graphs = {
-            "training_model": work,
-            "optimizer_model": optimizer,
-            "step_model": step,
-            "eval_model": evaluation,
-        }
+        if request.target == ort_graphs.TARGET:
+            trained, graphs = ort_graphs.build(work, request.optimizer, self.gradients["wrt"], self.state)
+        else:
+            trained = name_trained(work, self.gradients["wrt"], request.optimizer, names)
+            graphs = {
+                "training_model": work,
+                "optimizer_model": optimizer_graph(request.optimizer, trained, scalars, work.opset_imports[""]),
+                "step_model": step_graph(work, request.optimizer, trained, scalars, self.state),
+            }
+        graphs["eval_model"] = self._evaluation([one.name for one in trained])
         for graph in graphs.values():
             _sign(graph, self.pipeline)
         return TrainingArtifacts(
             model=self._marked(),
             **graphs,
+            folder=None,
             tensors=self._tensors(trained),
             manifest=self._manifest(graphs, trained, scalars),
             start={"step": 0, "seed": request.seed, "optimizer": request.optimizer.spec(), "extra": {}},
@@ -272,24 +277,23 @@ class _Compilation:
         request = self.request
         opset = self.work.opset_imports[""]
         roles = self._roles(trained, scalars)
+        on_ort = request.target == ort_graphs.TARGET
+        own = {name: ort_graphs.roles(name, trained, self.state) if on_ort else {} for name in graphs}
+        signatures = {name: signature(graph, roles | own[name]) for name, graph in graphs.items()}
+        ports = {port["name"] for one in signatures.values() for port in (*one["inputs"], *one["outputs"])}
         return {
             "schema": SCHEMA,
             "version": VERSION,
             "producer": _versions(),
             "target": request.target,
             "opset": opset,
-            "runtime": {"onnxruntime": f">={RUNTIMES.get(opset, '1.26')}"},
+            "runtime": ort_graphs.RUNTIME if on_ort else {"onnxruntime": f">={RUNTIMES.get(opset, '1.26')}"},
             "pipeline": str(self.pipeline),
             "loss": self.loss,
             "optimizer": {"spec": request.optimizer.spec(), "name": request.optimizer.name, "lr": request.optimizer.lr},
             "seed": request.seed,
-            "names": {
-                "learning_rate": scalars.learning_rate,
-                "step": scalars.step,
-                "step_next": scalars.step_next,
-                "seed": scalars.seed,
-            },
-            "graphs": {name: _signature(graph, roles) for name, graph in graphs.items()},
+            "names": {key: name if name in ports else None for key, name in asdict(scalars).items()},
+            "graphs": signatures,
             "trainable": [
                 {"name": one.name, "gradient": one.gradient, "slots": dict(one.slots), "next": dict(one.next)}
                 for one in trained
@@ -305,8 +309,8 @@ class _Compilation:
     def _roles(self, trained: Sequence[Trained], scalars: StepNames) -> dict[str, str]:
         roles = {name: "user" for name in self.user_inputs if name}
         loss = self.loss or {"inputs": [], "loss": None}
-        roles |= {name: "label" for name in loss["inputs"]}
-        roles |= {seed: "cotangent" for seed in self.gradients["seeds"].values()}
+        roles |= dict.fromkeys(loss["inputs"], "label")
+        roles |= dict.fromkeys(self.gradients["seeds"].values(), "cotangent")
         roles |= dict.fromkeys(self.gradients["of"].values(), "output")
         roles |= {one.name: "parameter" for one in trained}
         roles |= {one.gradient: "gradient" for one in trained}
@@ -323,9 +327,9 @@ class _Compilation:
     def _parameters(self, trained: set[str]) -> list[dict[str, Any]]:
         frozen = set(read_json(self.forward, FROZEN) or ())
         wanted = set(read_json(self.forward, TRAINABLE) or ())
-        listed, own = [], main_values(self.given.graph)
+        listed, given = [], main_values(self.given.graph)
         for name, decision in self.decisions.items():
-            foreign = name not in own and name not in trained  # a constant of the loss graph
+            foreign = name not in given and name not in trained  # a constant of the loss graph
             if foreign or (decision.kind != "parameter" and name not in wanted):
                 continue
             status = "trained" if name in trained else "frozen" if name in frozen else "not-trained"
@@ -337,32 +341,27 @@ class _Compilation:
     @property
     def blocked(self) -> dict[str, str]:
         """For each trainable that the loss does not reach: what cut it off."""
-        return blocked_by(self.forward, self.activity, self.gradients["unreached"])
+        of = [self.loss["loss"]] if self.loss else list(self.gradients["seeds"])
+        return blocked_by(self.forward, of, self.gradients["unreached"])
 
 
-def blocked_by(model: ir.Model, activity: Activity, names: Sequence[str]) -> dict[str, str]:
-    """The cuts that stand between each value and the outputs, as one line each."""
+def blocked_by(model: ir.Model, of: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """For each value that has no gradient: the first uses on its ways to `of` that let none through, as one line."""
     if not names:
         return {}
-    nowhere = {edge.value for edge in activity.cut if edge.reason == NO_PATH}
-    flow = FlowGraph(model.graph, REGISTRY)
-    values = {value.name: value for flows in (flow.outgoing,) for value in flows}
+    flow, known = FlowGraph(model.graph, REGISTRY), main_values(model.graph)
+    to_output = flow.backward([known[name] for name in of if name in known], lambda _: True)
     lines = {}
     for name in names:
-        if name in nowhere or name not in values:
-            lines[name] = NO_PATH
-            continue
-        reached = {value.name for value in flow.forward([values[name]], lambda _: True)}
-        edges = [
-            edge
-            for edge in activity.cut
-            if edge.value in reached and edge.reason not in ("data", "frozen", "not-trained")
-        ]
-        lines[name] = (
-            join_names((f"{e.reason} at {e.value} -> {e.node}" for e in edges), 3)
-            or "nothing on its path has a derivative"
-        )
+        carrying = flow.forward([known[name]], lambda one: one.blocked is None)
+        blocked = (one for one in flow.flows if one.blocked and one.source in carrying and one.target in to_output)
+        places = dict.fromkeys(f"{one.blocked} at {reported_name(one.source)}{_consumer(one)}" for one in blocked)
+        lines[name] = join_names(places, 3) or NO_PATH
     return lines
+
+
+def _consumer(flow: Flow) -> str:
+    return "" if is_mark(flow.node) else f" -> {flow.node.name}"
 
 
 def _array(value: ir.Value) -> np.ndarray:
@@ -392,24 +391,6 @@ def _own_version() -> str:
 def _versions() -> dict[str, str]:
     packages = {name: metadata.version(name) for name in ("onnx", "onnx_ir", "numpy")}
     return {"gradcut": _own_version(), "python": platform.python_version(), **packages}
-
-
-def _signature(model: ir.Model, roles: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    return {
-        "inputs": [_port(value, roles) for value in model.graph.inputs],
-        "outputs": [_port(value, roles) for value in model.graph.outputs],
-    }
-
-
-def _port(value: ir.Value, roles: Mapping[str, str]) -> dict[str, Any]:
-    dims = static_dims(value.shape)
-    shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
-    return {
-        "name": value.name,
-        "role": roles.get(value.name or "", "output"),
-        "dtype": value.dtype.name if value.dtype is not None else None,
-        "shape": list(dims) if dims is not None else shape,
-    }
 
 
 __all__ = ["Request", "blocked_by", "compile", "split_path", "with_loss"]

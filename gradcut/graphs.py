@@ -1,13 +1,14 @@
-"""The graphs beside the training graph: the optimizer's, and the whole step in one."""
+"""The graphs beside the training graph, the optimizer's and the whole step in one; what the manifest says of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Names
+from gradcut.ops import Builder, Names, static_dims
 from gradcut.optimizers import Optimizer
 
 NEXT = "_next"
@@ -132,3 +133,22 @@ def _empty(name: str, opset: int) -> ir.Graph:
 
 def _model(graph: ir.Graph) -> ir.Model:
     return ir.Model(graph, ir_version=10)
+
+
+def signature(model: ir.Model, roles: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """The manifest's entry of a graph: name, role, dtype and shape of each input and output."""
+    return {
+        "inputs": [_port(value, roles) for value in model.graph.inputs],
+        "outputs": [_port(value, roles) for value in model.graph.outputs],
+    }
+
+
+def _port(value: ir.Value, roles: Mapping[str, str]) -> dict[str, Any]:
+    dims = static_dims(value.shape)
+    shape = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    return {
+        "name": value.name,
+        "role": roles.get(value.name or "", "output"),
+        "dtype": value.dtype.name if value.dtype is not None else None,
+        "shape": list(dims) if dims is not None else shape,
+    }

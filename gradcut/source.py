@@ -46,6 +46,7 @@ def load(model: Source) -> ir.Model:
     if not loaded.opset_imports:
         raise NotOnnxError(f"{path} is not a whole ONNX model: it says no opset; it may be cut short")
     _check_external(loaded, path.parent)
+    _take_in_attributes(loaded)
     return loaded
 
 
@@ -122,3 +123,14 @@ def _check_external(model: ir.Model, folder: Path) -> None:
             raise ExternalDataError(
                 f"tensor {tensor.name!r} needs {end} bytes of {location!r}, which has {target.stat().st_size}"
             )
+
+
+def _take_in_attributes(model: ir.Model) -> None:
+    """Read the tensors of Constant nodes into memory: elsewhere, only initializers are expected to lie in files."""
+    for body in (model.graph, *model.functions.values()):
+        for node in body.all_nodes():
+            for name, attribute in list(node.attributes.items()):
+                tensor = None if attribute.is_ref() else attribute.value
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(tensor, ir.ExternalTensor):
+                    inside = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+                    node.attributes[name] = ir.AttrTensor(name, inside)

@@ -10,11 +10,12 @@ import ast
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from gradcut.dialect import is_mark
 from gradcut.errors import PatternError, SpecError
 from gradcut.text import nearest
 
@@ -95,37 +96,43 @@ def match_parameters(
         constants: tensors that are no parameters, but become one where a pattern names them exactly.
     """
     chosen: set[str] = set()
-    known = scopes(graph) if patterns else {}
+    known = _parameters_by_scope(graph, dict.fromkeys(parameters)) if patterns else {}
+    names, others = dict.fromkeys(parameters), frozenset(constants)
     for pattern in patterns:
-        chosen |= set(_parameters_of(pattern, known, parameters, constants))
+        chosen |= set(_parameters_of(pattern, known, names, others))
     return [*(p for p in parameters if p in chosen), *(c for c in constants if c in chosen)]
 
 
 def _parameters_of(
-    pattern: str,
-    known: dict[str, list[ir.Node]],
-    parameters: Collection[str],
-    constants: Collection[str],
+    pattern: str, known: dict[str, list[str]], parameters: Collection[str], constants: Collection[str]
 ) -> list[str]:
     if pattern in parameters or pattern in constants:
         return [pattern]
     found = match(pattern, parameters)
-    for scope in match(pattern, _scope_names(known, parameters)):
-        found += [p for p in parameters if p.startswith(f"{scope}.") or p.startswith(f"{scope}/")]
-        found += [p for p in _read_in(known.get(scope, ())) if p in parameters]
+    for scope in match(pattern, known):
+        found += known[scope]
     if not found:
-        candidates = [*parameters, *_scope_names(known, parameters)]
-        raise PatternError(pattern, "parameter and no module scope", nearest(pattern, candidates))
+        raise PatternError(pattern, "parameter and no module scope", nearest(pattern, [*parameters, *known]))
     return found
 
 
-def _scope_names(known: dict[str, list[ir.Node]], parameters: Collection[str]) -> list[str]:
-    prefixes = {ancestor for p in parameters for ancestor in _ancestors(p)[:-1]}
-    return list(dict.fromkeys([*known, *sorted(prefixes)]))
+def _parameters_by_scope(graph: ir.Graph, parameters: Collection[str]) -> dict[str, list[str]]:
+    """The parameters of each scope: those whose name begins with it, and those that its nodes read."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for scope, nodes in scopes(graph).items():
+        found[scope] += [name for name in _read_in(nodes) if name in parameters]
+    for parameter in parameters:
+        for scope in _ancestors(parameter)[:-1]:
+            found[scope].append(parameter)
+    return dict(found)
 
 
-def _read_in(nodes: Iterable[ir.Node]) -> list[str]:
-    return [value.name for node in nodes for value in node.inputs if value is not None and value.name]
+def _read_in(nodes: Iterable[ir.Node]) -> Iterator[str]:
+    for value in (value for node in nodes for value in node.inputs):
+        while value is not None and is_mark(value.producer()):
+            value = value.producer().inputs[0]
+        if value is not None and value.name:
+            yield value.name
 
 
 # --- values and uses -----------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ _ENTRIES = [
     ZooModel("digits", digits, partial(float_inputs, shape=(1, 8, 8)), 10, doc=DIGITS_DOC),
     ZooModel("mlp", mlp, partial(float_inputs, shape=(64,), low=-1.0, name="x"), 10),
     ZooModel("bert_tiny", partial(bert, 128, 2, 1000), partial(token_inputs, vocabulary=1000), 3),
-    ZooModel("bert_mini", partial(bert, 256, 4, 30522), partial(token_inputs, vocabulary=30522), 3),
+    ZooModel("bert_mini", partial(bert, 256, 4, 30522), partial(token_inputs, vocabulary=30522, length=128), 3),
     ZooModel("resnet18", resnet18, partial(float_inputs, shape=(3, 64, 64), low=-1.0), 10),
     ZooModel("resnet18_small", partial(resnet18, 8), partial(float_inputs, shape=(3, 32, 32), low=-1.0), 10),
 ]

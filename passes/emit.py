@@ -1,7 +1,8 @@
 """`emit`: what a runtime gets. Marks are stripped, nothing of the dialect is left, inputs and outputs have their order.
 
 Inputs: the user's, then what the loss reads, then the trainables, then state, then ``seed`` and ``step`` where the
-graph draws. Frozen weights stay initializers: the runtime folds, packs and lays them out.
+graph draws. Outputs: the loss, the user's, the gradients, then the next of the state. Frozen weights stay
+initializers: the runtime folds, packs and lays them out.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gradcut.dialect import DOMAIN, declare, is_mark
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
 from gradcut.passes.base import GRADIENTS, Pass, read_json, register
+from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.random import DRAWS
 from gradcut.passes.specialize import STATE
 
@@ -38,11 +39,12 @@ class Emit(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         strip_marks(model)
-        RemoveUnusedNodesPass()(model)
+        remove_dead(model)
         left = sorted({node.op_type for graph in model.graphs() for node in graph if node.domain == DOMAIN})
         if left:
             raise PipelineError(f"emit finds {', '.join(left)} that no lowering has replaced; run lower before it")
         _order_inputs(model, self.inputs or _moving(model))
+        _order_outputs(model)
         _drop_unread(model.graph)
         declare(model)
         model.ir_version = IR_VERSION if model.opset_imports[""] <= 21 else max(IR_VERSION, model.ir_version or 0)
@@ -92,6 +94,12 @@ def _order_inputs(model: ir.Model, moving: Sequence[str]) -> None:
     for name in moving:
         graph.inputs.append(to_input(graph, name))
     graph.inputs.extend(drawn)
+
+
+def _order_outputs(model: ir.Model) -> None:
+    """The next of what moves comes last."""
+    nexts = set((read_json(model, STATE) or {}).values())
+    model.graph.outputs.sort(key=lambda value: value.name in nexts)
 
 
 def to_input(graph: ir.Graph, name: str) -> ir.Value:

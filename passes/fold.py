@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gradcut.ops import FLOATS, same_shape, static_dims
 from gradcut.passes.base import DRAWING, Pass, register
+from gradcut.passes.dead_code import remove_dead
 
 #: Larger results stay computed at run time: folding them would grow the file.
 _LIMIT = 1024
@@ -49,7 +49,7 @@ class Fold(Pass):
                 result = _evaluated(node, model.opset_imports[""])
             if result is not None:
                 _replace(model.graph, node, result)
-        RemoveUnusedNodesPass()(model)
+        remove_dead(model)
         return ir.passes.PassResult(model, modified=True)
 
 

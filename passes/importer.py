@@ -205,6 +205,7 @@ def _flatten_hardmax(model: ir.Model) -> None:
         back = ir.Node("", "Reshape", [None, shape.outputs[0]], outputs=fresh(f"{y.name}_matrix"))
         ir.convenience.replace_all_uses_with(y, back.outputs[0], replace_graph_outputs=True)
         back.replace_input_with(0, y)
+        back.outputs[0].type, back.outputs[0].shape, y.shape = y.type, y.shape, None
         y.name, back.outputs[0].name = back.outputs[0].name, y.name
         node.append(back)
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import PipelineError
 from gradcut.lowering import Call, choose
 from gradcut.ops import Builder, Names
 from gradcut.passes.base import Pass, register
+from gradcut.passes.dead_code import remove_dead
 
 TARGETS = ("onnx", "ort-training")
 #: Which lowering a node came from, for pictures and questions.
@@ -33,7 +33,7 @@ class Lower(Pass):
         names = Names.of(model)
         for graph in model.graphs():
             _lower_graph(graph, names)
-        RemoveUnusedNodesPass()(model)
+        remove_dead(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gradcut.dialect import DOMAIN, declare, is_mark
 from gradcut.ops import same_shape
 from gradcut.passes.base import DRAWING, Pass, register
+from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.fold import bypass, changes_nothing
 
 _SMALL = 64
@@ -31,14 +31,14 @@ class Simplify(Pass):
     name: ClassVar[str] = "simplify"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        RemoveUnusedNodesPass()(model)
+        remove_dead(model)
         for node in list(model.graph):
             if changes_nothing(node):
                 bypass(node)
             _neutral(node)
             _transposed(model.graph, node)
         _merge_equal(model.graph)
-        RemoveUnusedNodesPass()(model)
+        remove_dead(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 

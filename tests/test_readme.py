@@ -23,3 +23,7 @@ def test_the_public_face() -> None:
     to_networkx register_rule SGD AdamW errors GradcutError"""
     assert [name for name in names.split() if not hasattr(gradcut, name)] == []
     assert all(hasattr(gradcut, name) for name in gradcut.__all__)
+
+
+def test_every_public_name_has_a_home() -> None:
+    assert sorted(gradcut.__all__) == sorted([*gradcut._HOMES, *gradcut._MODULES])

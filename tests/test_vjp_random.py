@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import AttributeProto, NodeProto, numpy_helper
@@ -16,14 +15,15 @@ from tests.graphs import Case, every_node, generate, shrink
 from tests.written import session
 
 Values = dict[str, torch.Tensor]
+Outputs = tuple[torch.Tensor, ...]
 DTYPES = {1: torch.float32, 7: torch.int64, 9: torch.bool, 11: torch.float64}
 
 
-def detached_steps(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
+def detached_steps(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Outputs]:
     return lambda node, x: (function(x).detach(),)
 
 
-def smooth(function: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
+def smooth(function: Callable[..., torch.Tensor]) -> Callable[..., Outputs]:
     return lambda node, *operands: (function(*operands),)
 
 
@@ -31,14 +31,14 @@ def attribute(node: NodeProto, name: str) -> AttributeProto:
     return next(a for a in node.attribute if a.name == name)
 
 
-def normalization(node: NodeProto, x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def normalization(node: NodeProto, x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> Outputs:
     mean = x.mean(-1, keepdim=True)
     inverse = ((x - mean).square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     return (x - mean) * inverse * scale + bias, mean, inverse
 
 
 #: op -> what torch computes for it.
-TORCH: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
+TORCH: dict[str, Callable[..., Outputs]] = {
     "Relu": smooth(torch.relu),
     "Sigmoid": smooth(torch.sigmoid),
     "Tanh": smooth(torch.tanh),
@@ -134,13 +134,13 @@ def disagreement(case: Case) -> str | None:
     feeds, seeds = numbers(case)
     try:
         found = by_gradcut(case, feeds, seeds)
-    except (gradcut.errors.NoGradientError, ort.capi.onnxruntime_pybind11_state.NotImplemented) as error:
-        return None if "derivative rule" in str(error) or "covered" in str(error) or "NOT_IMPL" in str(error) else str(error)
+    except gradcut.errors.NoGradientError:
+        return None  # refused, which is not wrong
     expected = by_torch(case, feeds, seeds)
     for name, mine, theirs in zip(case.wrt, found, expected, strict=True):
-        if np.isfinite(theirs).all() and np.abs(theirs).max() < 1e4:
-            if not np.allclose(mine, theirs, rtol=2e-3, atol=2e-4):
-                return f"by {name}:\n{mine}\nand not\n{theirs}"
+        tame = np.isfinite(theirs).all() and np.abs(theirs).max() < 1e4
+        if tame and not np.allclose(mine, theirs, rtol=2e-3, atol=2e-4):
+            return f"by {name}:\n{mine}\nand not\n{theirs}"
     return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx.parser
+import onnx.printer
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -64,3 +65,14 @@ def values(model: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> list[n
 
 def names(ports: Sequence[onnx.ValueInfoProto]) -> list[str]:
     return [port.name for port in ports]
+
+
+def lines(model: onnx.ModelProto | ir.Model) -> list[str]:
+    """The nodes of the main graph as text, one each, without their names."""
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for node in copy.graph.node:
+        node.ClearField("name")
+    body = onnx.printer.to_text(copy.graph).partition("{\n")[2].rpartition("}")[0]
+    return [" ".join(line.split()) for line in body.splitlines()]

@@ -22,8 +22,18 @@ _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ 
 _DEBUG = "--debug"
 
 
+class _Interrupted(Exception):
+    """Ctrl-C; typer has endings of its own for KeyboardInterrupt, which differ between its versions."""
+
+
 class Commands(TyperGroup):
     """The group of commands; turns whatever a command raises into a line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> NoReturn:
         """Run one command and exit."""
@@ -44,7 +54,7 @@ def _ending(error: BaseException) -> int:
     if isinstance(error, (typer.Exit, SystemExit)):
         code = getattr(error, "exit_code", getattr(error, "code", 0))
         return code if isinstance(code, int) else 1
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+    if isinstance(error, (_Interrupted, KeyboardInterrupt, typer.Abort)):
         return _say("interrupted", 130)
     if isinstance(error, _USAGE):
         return _say(error.format_message(), 2)

@@ -15,15 +15,10 @@ from gradcut.dialect.shape import spatial_axes
 from gradcut.ops import AttrRef, Builder
 
 Ints = Sequence[int] | AttrRef
-CONV = {
-    "strides": AttributeType.INTS,
-    "pads": AttributeType.INTS,
-    "dilations": AttributeType.INTS,
-    "group": AttributeType.INT,
-}
+INT, INTS = AttributeType.INT, AttributeType.INTS
 
 
-@dialect_op("dY W shape", **CONV)
+@dialect_op("dY W shape", strides=INTS, pads=INTS, dilations=INTS, group=INT)
 def conv_input_grad(
     b: Builder,
     dY: ir.Value,
@@ -49,7 +44,7 @@ def conv_input_grad(
     return b.Pad(cut, b.Concat(b.Mul(short, b.ints([0])), short, axis=0))
 
 
-@dialect_op("dY X shape", **CONV)
+@dialect_op("dY X shape", strides=INTS, pads=INTS, dilations=INTS, group=INT)
 def conv_weight_grad(
     b: Builder,
     dY: ir.Value,

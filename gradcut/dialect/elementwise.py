@@ -22,7 +22,7 @@ def gelu_grad(b: Builder, dY: ir.Value, X: ir.Value) -> ir.Value:
     """dX = dY (Phi(X) + X phi(X)), the normal distribution's Phi by Erf; Hendrycks and Gimpel 2016."""
     Phi = b.Erf(X * math.sqrt(0.5)) * 0.5 + 0.5
     phi = b.Exp(X * X * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
-    return dY * (Phi + X * phi)
+    return b.Mul(dY, Phi + X * phi)
 
 
 @dialect_op("dY X")
@@ -32,4 +32,4 @@ def gelu_tanh_grad(b: Builder, dY: ir.Value, X: ir.Value) -> ir.Value:
     square = X * X
     t = b.Tanh(X * (square * (k * c) + k))
     slope = (1.0 - t * t) * (square * (3.0 * k * c) + k)
-    return dY * ((t + 1.0) * 0.5 + X * slope * 0.5)
+    return b.Mul(dY, (t + 1.0) * 0.5 + X * slope * 0.5)

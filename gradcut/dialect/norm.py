@@ -18,20 +18,20 @@ def normalization_grad(b: Builder, dXhat: ir.Value, Xhat: ir.Value, InvStdDev: i
     """
     mean = b.ReduceMean(dXhat, axes, keepdims=1)
     projection = b.ReduceMean(dXhat * Xhat, axes, keepdims=1)
-    return (dXhat - mean - Xhat * projection) * InvStdDev
+    return b.Mul(dXhat - mean - Xhat * projection, InvStdDev)
 
 
 @dialect_op("dY Y", axis=AttributeType.INT)
 def softmax_grad(b: Builder, dY: ir.Value, Y: ir.Value, *, axis: int | AttrRef) -> ir.Value:
     """dX = Y * (dY - sum(dY * Y)) along `axis`."""
     weighted = dY * Y
-    return weighted - Y * b.ReduceSum(weighted, _axis(b, axis), keepdims=1)
+    return b.Sub(weighted, Y * b.ReduceSum(weighted, _axis(b, axis), keepdims=1))
 
 
 @dialect_op("dY Y", axis=AttributeType.INT)
 def log_softmax_grad(b: Builder, dY: ir.Value, Y: ir.Value, *, axis: int | AttrRef) -> ir.Value:
     """dX = dY - exp(Y) * sum(dY) along `axis`."""
-    return dY - b.Exp(Y) * b.ReduceSum(dY, _axis(b, axis), keepdims=1)
+    return b.Sub(dY, b.Exp(Y) * b.ReduceSum(dY, _axis(b, axis), keepdims=1))
 
 
 def _axis(b: Builder, axis: int | AttrRef) -> ir.Value:

@@ -22,10 +22,12 @@ class Call:
 
     Attributes:
         symbols: a number for each symbolic dimension, for costs only; what is built never depends on it.
+        varying: names of initializers that are to become inputs of the graph (what trains).
     """
 
     node: ir.Node
     symbols: int = 8
+    varying: frozenset[str] = frozenset()
 
     def __getitem__(self, index: int) -> ir.Value:
         value = self.node.inputs[index]
@@ -38,6 +40,10 @@ class Call:
 
     def attr(self, name: str) -> Any:
         return self.node.attributes[name].value
+
+    def ints(self, name: str) -> tuple[int, ...]:
+        """An INTS attribute."""
+        return tuple(self.node.attributes[name].as_ints())
 
     def dims(self, index: int) -> list[int] | None:
         """An operand's shape with `symbols` for what is symbolic; None where the rank is unknown."""
@@ -59,7 +65,7 @@ class Call:
 
     def is_constant(self, index: int) -> bool:
         """Whether an operand is an initializer that does not change in a run."""
-        return self[index].is_initializer()
+        return self[index].is_initializer() and self[index].name not in self.varying
 
 
 def _numbers(shape: ir.Shape | None, start: int) -> list[int] | None:

@@ -92,7 +92,8 @@ class Adjoint:
         """The rank of an operand; refuses where it is unknown."""
         shape = self[operand].shape
         if shape is None:
-            self.refuse(f"the rank of {operand} ({self[operand].name}) is unknown; give the graph's inputs their shapes")
+            name = self[operand].name
+            self.refuse(f"the rank of {operand} ({name}) is unknown; give the graph's inputs their shapes")
         return len(shape)
 
     def constant(self, operand: str | int) -> Any:

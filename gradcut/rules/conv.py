@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
+from gradcut.ops import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
@@ -26,9 +27,7 @@ def conv(op: Adjoint) -> Cotangents:
         yield "W", _adjoint(op, "ConvWeightGrad", dY, X, W, window)
 
 
-def _adjoint(
-    op: Adjoint, kind: str, dY: ir.Value, other: ir.Value, target: ir.Value, window: Window
-) -> ir.Value:
+def _adjoint(op: Adjoint, kind: str, dY: ir.Value, other: ir.Value, target: ir.Value, window: Window) -> ir.Value:
     return op.b.op(
         kind,
         *(dY, other, op.b.shape_of(target)),
@@ -44,7 +43,7 @@ def _adjoint(
 
 @rule("ConvTranspose", "X W B", weights="W B")
 def conv_transpose(op: Adjoint) -> Cotangents:
-    """The adjoint of a transposed convolution is the convolution: dX = Conv(dY, W), dW as Conv's with X as cotangent."""
+    """Its adjoint is the convolution: dX = Conv(dY, W), dW is Conv's with X for the cotangent."""
     b, X, W, dY = op.b, op["X"], op["W"], op.dY
     if op.wants("B"):
         axes = [0, *range(2, op.rank("X"))]
@@ -82,10 +81,12 @@ def window_attributes(
         "dilations": list(op.attr("dilations") or [1] * spatial),
         "pads": list(op.attr("pads") or [0] * (2 * spatial)),
     }
-    dims = None if kernel is None else op[kernel].shape
-    size = op.attr("kernel_shape") or (None if dims is None else list(dims)[2:])
-    if size is not None and all(isinstance(dim, int) for dim in size):
-        window["kernel_shape"] = [int(dim) for dim in size]
+    size = op.attr("kernel_shape")
+    if size is None and kernel is not None:
+        shape = static_dims(op[kernel].shape)
+        size = None if shape is None else shape[2:]
+    if size is not None:
+        window["kernel_shape"] = list(size)
     if op.attr("auto_pad", "NOTSET") == "VALID":
         window["pads"] = [0] * (2 * spatial)
     elif op.attr("auto_pad", "NOTSET") != "NOTSET" or op.attr("output_shape") is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from gradcut.ops import Dim
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
@@ -43,7 +44,7 @@ def _parse(op: Adjoint) -> tuple[list[str], str]:
 
 def _shape(operands: list[tuple[str, ir.Value]], letters: str) -> ir.Shape | None:
     """The dimensions of letters, from the first operand that has each."""
-    found = {}
+    found: dict[str, Dim] = {}
     for term, value in operands:
         if value.shape is None or len(value.shape) != len(term):
             return None

@@ -82,11 +82,11 @@ def _power_slope(op: Adjoint, exponent: ir.Value) -> ir.Value:
     """Y X^(Y-1); a constant exponent that holds no zero needs no care."""
     b, X, known = op.b, op["X"], op.constant("Y")
     if known is not None and known.size == 1 and float(known.reshape(())) == 2.0:
-        return X * 2.0
+        return b.Mul(X, 2.0)
     if known is None or not (known != 0).all():
         flat = b.And(b.Equal(X, 0.0), b.Equal(exponent, 0.0))
         X = b.Where(flat, b.scalar_like(1.0, X), X)
-    return exponent * b.Pow(X, exponent - 1.0)
+    return b.Mul(exponent, b.Pow(X, exponent - 1.0))
 
 
 @rule("Neg", "X")

@@ -16,7 +16,7 @@ def softmax_cross_entropy(op: Adjoint) -> Cotangents:
     """
     b = op.b
     log_prob = op.out("log_prob")
-    log_prob.dtype, log_prob.shape = op["scores"].dtype, op["scores"].shape
+    log_prob.type, log_prob.shape = op["scores"].type, op["scores"].shape
     parts = []
     if op.cotangent("output") is not None:
         parts.append(_through_loss(op, log_prob))

@@ -164,7 +164,7 @@ def _given_statistics(op: Adjoint) -> Cotangents:
 
 def _batch_statistics(op: Adjoint) -> Cotangents:
     """Training mode: the statistics are those of X; each running output is momentum * old + (1 - momentum) * new."""
-    b, momentum, rank = op.b, op.attr("momentum", 0.9), op.rank("X")
+    momentum, rank = op.attr("momentum", 0.9), op.rank("X")
     for name, operand in (("running_mean", "input_mean"), ("running_var", "input_var")):
         running = op.cotangent(name)
         if op.wants(operand) and running is not None:

@@ -34,7 +34,8 @@ def average_pool(op: Adjoint) -> Cotangents:
     """The cotangent over the window's count, spread over the window."""
     b, X = op.b, op["X"]
     window = window_attributes(op)
-    if any(window["pads"]) and not op.attr("count_include_pad", 0) or op.attr("ceil_mode", 0):
+    uncounted = any(window["pads"]) and not op.attr("count_include_pad", 0)
+    if uncounted or op.attr("ceil_mode", 0):
         divided = op.dY / _counts(op, window)
     else:
         divided = op.dY * (1.0 / math.prod(window["kernel_shape"]))
@@ -70,7 +71,7 @@ def _line_counts(op: Adjoint, window: Window, axis: int) -> np.ndarray[Any, Any]
     dims = [shape[axis + 2] if shape is not None else None for shape in (op["X"].shape, op.out().shape)]
     if isinstance(dims[0], int) and isinstance(dims[1], int):
         places = np.arange(dims[1])[:, None] * stride + offsets
-        return ((places >= low) & (places < dims[0] + high)).sum(axis=1)
+        return np.asarray(np.sum((places >= low) & (places < dims[0] + high), axis=1))
     zero, count = b.constant(0, kind), b.op("Squeeze", b.dim(op.out(), axis + 2))
     starts = b.Range(zero, count, b.constant(1, kind), dtype=kind) * stride
     places = b.Unsqueeze(starts, b.ints([1])) + b.ints(offsets)

@@ -6,6 +6,7 @@ import math
 
 import onnx_ir as ir
 
+from gradcut.ops import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
@@ -76,25 +77,23 @@ def reduce_prod(op: Adjoint) -> Cotangents:
 
     The reduced axes are moved to the end and made one of n elements; the products of n - 1 cost n^2.
     """
-    b, data, axes = op.b, op["data"], _axes(op)
+    rank, axes = op.rank("data"), _axes(op)
     if axes is None:
-        op.refuse("its axes or the rank of its data are known only at run time")
-    if not axes:
-        yield "data", op.dY
-        return
-    rank = op.rank("data")
+        op.refuse("its axes are known only at run time")
+    yield "data", _shaped(op, _other_products(op, axes, rank) * _keep(op, op.dY)) if axes else op.dY
+
+
+def _other_products(op: Adjoint, axes: list[int], rank: int) -> ir.Value:
+    """For each element of data the product of those it is reduced with."""
+    b, data = op.b, op["data"]
     last = [*(axis for axis in range(rank) if axis not in axes), *axes]
     moved = b.Transpose(data, perm=last)
-    sizes = b.Concat(*(b.dim(data, axis) for axis in axes), axis=0)
-    n = b.ReduceProd(sizes, keepdims=1)
+    n = b.ReduceProd(b.Concat(*(b.dim(data, axis) for axis in axes), axis=0), keepdims=1)
     flat = b.Reshape(moved, b.Concat(b.ints([-1, 1]), n, axis=0))
     diagonal = b.EyeLike(b.zeros(b.Concat(n, n, axis=0), ir.DataType.FLOAT))
     others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), flat)
-    products = b.ReduceProd(others, b.ints([2]), keepdims=0)
-    slope = b.Reshape(products, b.Shape(moved))
-    back = b.Transpose(slope, perm=[last.index(axis) for axis in range(rank)])
-    back.shape = data.shape
-    yield "data", _shaped(op, back * _keep(op, op.dY))
+    slope = b.Reshape(b.ReduceProd(others, b.ints([2]), keepdims=0), b.Shape(moved))
+    return b.op("Transpose", slope, perm=[last.index(axis) for axis in range(rank)], shape=data.shape)
 
 
 @rule("CumSum", "x")
@@ -142,9 +141,9 @@ def _spread(op: Adjoint, value: ir.Value) -> ir.Value:
 def _count(op: Adjoint) -> int | ir.Value:
     """How many elements one result was made of."""
     axes, shape, b = _axes(op), op["data"].shape, op.b
-    dims = None if axes is None or shape is None else [shape[axis] for axis in axes]
-    if dims is not None and all(isinstance(dim, int) for dim in dims):
-        return math.prod(int(dim) for dim in dims)  # type: ignore[arg-type]
+    known = None if axes is None or shape is None else static_dims(ir.Shape([shape[axis] for axis in axes]))
+    if known is not None:
+        return math.prod(known)
     results = b.Max(b.Size(op.out()), b.constant(1, ir.DataType.INT64))
     ratio = b.Div(b.Size(op["data"]), results)
     ratio.shape = ir.Shape([])

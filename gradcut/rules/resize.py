@@ -7,6 +7,8 @@ import onnx_ir as ir
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
+_OF_SEVERAL_AXES = ("axes", "keep_aspect_ratio_policy", "extrapolation_value")
+
 
 @rule("Resize", "X")
 def resize(op: Adjoint) -> Cotangents:
@@ -14,7 +16,7 @@ def resize(op: Adjoint) -> Cotangents:
 
     The matrix is the identity resized in the same way, so coordinates, ties and antialiasing are the forward's own.
     """
-    b, X = op.b, op["X"]
+    b = op.b
     _check(op)
     rank = op.rank("X")
     axes = [axis % rank for axis in op.attr("axes") or range(rank)]
@@ -31,7 +33,7 @@ def resize(op: Adjoint) -> Cotangents:
             grad = b.MatMul(b.Transpose(matrix, perm=[1, 0]), grad)
         else:
             grad = b.Transpose(b.MatMul(b.Transpose(grad, perm=last), matrix), perm=back)
-    yield "X", b.op("Identity", grad, shape=X.shape) if grad is op.dY else grad
+    yield "X", grad
 
 
 def _check(op: Adjoint) -> None:
@@ -59,13 +61,11 @@ def _position(op: Adjoint, axis: int) -> int:
 
 def _matrix(op: Adjoint, position: int, axis: int) -> ir.Value:
     """[in, out]: the identity with its second axis resized as `axis` is."""
-    b, kind = op.b, op["X"].dtype
+    b, kind = op.b, op["X"].dtype or ir.DataType.FLOAT
     size = b.dim(op["X"], axis)
-    square = b.zeros(b.Concat(size, size, axis=0), kind or ir.DataType.FLOAT)
-    identity = b.op("EyeLike", square, dtype=None if kind is None else int(kind))
-    identity.dtype = kind
+    identity = b.EyeLike(b.zeros(b.Concat(size, size, axis=0), kind))
     where = b.ints([position]), b.ints([position + 1]), b.ints([0])
-    kept = {name: op.node.attributes[name] for name in op.node.attributes if name not in ("axes", "extrapolation_value")}
+    kept = {name: value for name, value in op.node.attributes.items() if name not in _OF_SEVERAL_AXES}
     if op.get("sizes") is not None:
         sizes = b.Concat(size, b.Slice(op["sizes"], *where), axis=0)
         return b.op("Resize", identity, None, None, sizes, dtype=kind, **kept)
@@ -81,8 +81,8 @@ def depth_to_space(op: Adjoint) -> Cotangents:
         yield "input", b.op("SpaceToDepth", op.dY, blocksize=block, shape=X.shape)
         return
     wide = b.shape_of(X)
-    part = lambda axis: b.Slice(wide, b.ints([axis]), b.ints([axis + 1]), b.ints([0]))
-    blocks = b.dims(part(0), -1, part(2), block, part(3), block)
+    n, rows, columns = (b.Slice(wide, b.ints([axis]), b.ints([axis + 1]), b.ints([0])) for axis in (0, 2, 3))
+    blocks = b.dims(n, -1, rows, block, columns, block)
     moved = b.Transpose(b.Reshape(op.dY, blocks), perm=[0, 1, 3, 5, 2, 4])
     yield "input", b.op("Reshape", moved, wide, allowzero=1, shape=X.shape)
 

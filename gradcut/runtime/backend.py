@@ -116,7 +116,9 @@ def _serialized(model: ir.Model) -> bytes:
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size > _MAX_BYTES:
         raise GradcutError("the graph holds over 1.9 GB of weights; save the artifacts and train from their directory")
-    return bytes(ir.to_proto(model).SerializeToString())
+    inside = model.clone()
+    ir.external_data.load_to_model(inside)  # what lies in a file has no path once the graph is bytes
+    return bytes(ir.to_proto(inside).SerializeToString())
 
 
 def to_device(array: Array, device: str) -> Any:

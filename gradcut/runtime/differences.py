@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -26,19 +26,27 @@ _PLACES = (
     ("float64 in onnxruntime", ir.DataType.DOUBLE, runtime, 1e-5),
     ("float32 in onnxruntime", ir.DataType.FLOAT, runtime, 1e-2),
 )
+_WIDE_STEP = 5e-3
+_EPS = {"float64": float(np.finfo(np.float64).eps), "float32": float(np.finfo(np.float32).eps)}
 #: How far the forward there may be from the model's own outputs, relative to the largest, by their dtype.
 _FORWARD = {"float64": 1e-6, "float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 
 
 @dataclass(frozen=True)
 class Slope:
-    """The derivative along one direction, from both sides; `kink` where they differ however small the step is."""
+    """The derivative along one direction, from both sides.
+
+    Attributes:
+        kink: the sides differ however small the step is.
+        coarse: what runs rounds more coarsely than its dtype says, so a wide step was taken.
+    """
 
     left: float
     right: float
     noise: float
     direction: Array
     kink: bool
+    coarse: bool = False
 
     @property
     def central(self) -> float:
@@ -73,7 +81,7 @@ class Differences:
         patience: float = 2.0,
     ) -> None:
         self.of, self.wrt, self.seed = tuple(of), tuple(wrt), seed
-        self.place, self.notes = "", [""][:0]
+        self.place, self.notes = "", list[str]()
         self.base: dict[str, Array] = {}
         self._model, self._feeds, self._draws = model, dict(feeds), dict(draws or {})
         self._moved: dict[tuple[str, int, float], tuple[list[Array], list[Array]]] = {}
@@ -93,7 +101,8 @@ class Differences:
     def slope(self, name: str, index: int, cotangents: Sequence[Array]) -> Slope:
         """The derivative of ``<cotangents, of>`` by `name` along its direction number `index`.
 
-        Where both sides differ, the step is made smaller, then another direction is taken.
+        Where both sides differ, the step is made smaller, then another direction is taken. At a kink each side keeps
+        its slope whatever the step is; where they jump about it is the rounding of the model.
         """
         for attempt in range(3):
             number = index + 1000 * attempt
@@ -102,8 +111,11 @@ class Differences:
                 return wide
             fine = self._slope(name, number, self._step / 10, cotangents)
             if not fine.kink or abs(fine.right - fine.left) < 0.3 * abs(wide.right - wide.left):
-                return Slope(fine.left, fine.right, fine.noise, fine.direction, kink=False)
-        return fine
+                return replace(fine, kink=False)
+        if max(abs(fine.left - wide.left), abs(fine.right - wide.right)) < 0.3 * abs(fine.right - fine.left):
+            return fine
+        coarse = self._slope(name, number, max(self._step, _WIDE_STEP), cotangents)
+        return replace(coarse, kink=False, coarse=True)
 
     def _slope(self, name: str, number: int, step: float, cotangents: Sequence[Array]) -> Slope:
         base = self.base[name]
@@ -119,7 +131,7 @@ class Differences:
         here = [self.base[output] for output in self.of]
         right, left = _inner(cotangents, up, here) / step, _inner(cotangents, here, down) / step
         size = sum(float(np.linalg.norm(u)) * _norm(y) for u, y in zip(cotangents, here, strict=True))
-        noise = 30 * float(np.finfo(self._dtype).eps) * size / step
+        noise = 30 * _EPS[str(self._dtype)] * size / step
         kink = abs(right - left) > 1e-3 * max(abs(right), abs(left)) + noise
         return Slope(left, right, noise, direction, kink)
 

@@ -13,7 +13,8 @@ from gradcut.errors import FeedError
 from gradcut.ops import FLOATS, Dim
 
 Array = np.ndarray[Any, Any]
-_MOVES = frozenset("Identity Cast Unsqueeze Squeeze Reshape Flatten Transpose Expand Slice Concat Where".split())
+_MOVES = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Slice"})
+_MOVES |= {"Concat", "Where"}
 #: Operand that holds indices, and the axis of operand 0 (by attribute, else this) that they count along.
 _INDEXED = {"Gather": (1, 0), "GatherElements": (1, 0), "ScatterElements": (1, 0)}
 _LABELS = frozenset({"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"})

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from gradcut.ops import Builder, Names
 from gradcut.runtime.widen import Array
 
-_RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split())
+_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 def expose_draws(proto: onnx.ModelProto) -> dict[str, str]:
@@ -42,7 +42,8 @@ def hold_draws(model: ir.Model, draws: Mapping[str, Array], names: Names) -> dic
     for node in list(_drawing(model.graph, draws)):
         drawn = draws[node.outputs[0].name or ""]
         held = ir.Value(name=names.fresh(f"{node.outputs[0].name}__drawn"))
-        held.dtype = ir.DataType.BOOL if node.op_type == "Dropout" else node.outputs[0].dtype
+        kind = ir.DataType.BOOL if node.op_type == "Dropout" else node.outputs[0].dtype
+        held.type = None if kind is None else ir.TensorType(kind)
         model.graph.inputs.append(held)
         feeds[held.name or ""] = np.asarray(drawn)
         if node.op_type == "Dropout":

@@ -18,7 +18,7 @@ import numpy as np
 
 from gradcut import checkpoint
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.errors import CheckpointError, LossError, MissingExtraError, NotFiniteError, SpecError
+from gradcut.errors import ArtifactsError, CheckpointError, LossError, MissingExtraError, NotFiniteError, SpecError
 from gradcut.optimizers import parse_optimizer
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
@@ -71,6 +71,11 @@ class TrainingSession:
         backend.require(device)
         if not isinstance(artifacts, TrainingArtifacts):
             artifacts = TrainingArtifacts.load(artifacts)
+        if artifacts.manifest["target"] != "onnx":
+            raise ArtifactsError(
+                f"these artifacts are of the target {artifacts.manifest['target']}, which onnxruntime.training.api "
+                "trains (gradcut.runtime.ort_training shows how); compile for the target onnx to train them here"
+            )
         self.artifacts, self.device = artifacts, device
         self.manifest = artifacts.manifest
         self._threads, self._options = threads, provider_options

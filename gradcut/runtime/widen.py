@@ -65,6 +65,8 @@ def _widen_node(node: ir.Node, to: ir.DataType) -> None:
             node.attributes.add(ir.AttrTensor(name, _widen_tensor(attribute.as_tensor(), to)))
         elif name in _DTYPE_ATTRIBUTES and node.domain == "" and narrower(ir.DataType(attribute.as_int()), to):
             node.attributes.add(ir.AttrInt64(name, int(to)))
+    if node.domain == "" and node.op_type == "GroupNormalization":
+        node.attributes.add(ir.AttrInt64("stash_type", int(to)))  # its function casts to it
     if node.domain or node.op_type not in ("Constant", "ConstantOfShape"):
         return
     if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
@@ -81,29 +83,37 @@ def _widen_node(node: ir.Node, to: ir.DataType) -> None:
 def reference(proto: onnx.ModelProto) -> Run:
     """The model in onnx's reference evaluator: slow, and exact in float64."""
     from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
 
-    class Erf(OpRun):  # type: ignore[misc]
-        """onnx's own rounds to float32."""
-
-        def _run(self, x: Array) -> tuple[Array]:
-            return (_erf(x),)
-
-    class Gelu(OpRun):  # type: ignore[misc]
-        """onnx's own calls that Erf."""
-
-        def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
-            if approximate == "tanh":
-                return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
-            return (0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))),)
-
-    evaluator = ReferenceEvaluator(proto, new_ops=[Erf, Gelu])
+    evaluator = ReferenceEvaluator(proto, new_ops=_better_ops())
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         with np.errstate(all="ignore"):
             return [np.asarray(output) for output in evaluator.run(None, dict(feeds))]
 
     return run
+
+
+def _better_ops() -> list[type]:
+    """Operators that onnx's own evaluator rounds to float32 (Erf, and Gelu by it) or gets wrong (GatherElements)."""
+    from onnx.reference.op_run import OpRun
+
+    class Erf(OpRun):
+        def _run(self, x: Array) -> tuple[Array]:
+            return (_erf(x),)
+
+    class Gelu(OpRun):
+        def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
+            if approximate == "tanh":
+                return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
+            return (0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))),)
+
+    class GatherElements(OpRun):
+        def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Array]:
+            places: list[Array] = list(np.indices(indices.shape, sparse=True))
+            places[axis] = indices
+            return (data[tuple(places)],)
+
+    return [Erf, Gelu, GatherElements]
 
 
 def _erf(x: Array) -> Array:

@@ -113,7 +113,8 @@ def describe(artifacts: TrainingArtifacts, title: str = "") -> CutGraph:
     nodes, edges = describer.nodes(), describer.edges()
     loss = artifacts.manifest["loss"]
     if loss is not None and loss["kind"] != "output":
-        nodes, edges = describer.with_loss(nodes, edges, loss["kind"], loss["inputs"])
+        kind = "loss graph" if loss["kind"] == "graph" else loss["kind"]
+        nodes, edges = describer.with_loss(nodes, edges, kind, loss["inputs"])
     count = estimate(artifacts.training_model.graph).backward_nodes
     return CutGraph(title, tuple(nodes), tuple(edges), True, describer.hidden, count, question.status)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from gradcut.activity import NO_PATH, CutEdge
+from gradcut.activity import NO_PATH
 from gradcut.artifacts import TrainingArtifacts
+from gradcut.compiler import blocked_by
 from gradcut.errors import SpecError
 from gradcut.ops import is_float
 from gradcut.passes.propagate import main_values
@@ -19,6 +20,7 @@ _STATUS = {
     "not-trained": "is not among what --train names",
     "state": "is a running statistic: training moves it, no gradient does",
 }
+_CONSTANT = "gets no gradient: it depends on no input and no parameter"
 
 
 def explain(artifacts: TrainingArtifacts, name: str) -> list[str]:
@@ -31,6 +33,8 @@ def explain(artifacts: TrainingArtifacts, name: str) -> list[str]:
     known = main_values(question.model.graph)
     if name in (artifacts.manifest["loss"] or {}).get("inputs", ()):
         return [f"{name} gets no gradient: only the loss reads it, and nothing that trains lies before it"]
+    if name not in known and name in main_values(artifacts.model.graph):
+        return [f"{name} {_CONSTANT}"]
     if name not in known:
         hint = ", ".join(nearest(name, known))
         raise SpecError(f"the model has no value {name!r}." + (f" Nearest: {hint}." if hint else ""))
@@ -50,6 +54,8 @@ def _sentences(artifacts: TrainingArtifacts, question: Question, value: ir.Value
     elif not is_float(value):
         kind = value.dtype.name if value.dtype is not None else "of unknown type"
         yield f"{name} gets no gradient: it is {kind}, and only floats carry one"
+    elif not _depends_on_something(question, value):
+        yield f"{name} {_CONSTANT}"
     elif value in question.active:
         yield f"{name} carries a gradient: it lies between {_behind(question, value)} and {objective}"
     elif value.is_graph_input():
@@ -58,6 +64,11 @@ def _sentences(artifacts: TrainingArtifacts, question: Question, value: ir.Value
         yield f"{name} gets no gradient: nothing that trains lies before it{_cut_before(question, value)}"
     else:
         yield f"{name} gets no gradient: {_why_not_useful(question, value, objective)}"
+
+
+def _depends_on_something(question: Question, value: ir.Value) -> bool:
+    before = question.flows.backward([value], lambda _: True)
+    return any(one.is_graph_input() or (one.name or "") in question.status for one in before)
 
 
 def _behind(question: Question, value: ir.Value) -> str:
@@ -76,13 +87,8 @@ def _cut_before(question: Question, value: ir.Value) -> str:
 
 
 def _why_not_useful(question: Question, value: ir.Value, objective: str) -> str:
-    after = question.flows.forward([value], lambda _: True)
-    if not any(one in after for one in question.of):
-        return f"no path leads from it to {objective} ({NO_PATH})"
-    edges = [edge for edge in question.activity.cut if _within(edge, after) and edge.reason != "data"]
-    where = join_names((f"{edge.reason} at {edge.value} -> {edge.node}" for edge in edges), 3)
-    return f"every path from it to {objective} is cut: {where or 'nothing on it has a derivative'}"
-
-
-def _within(edge: CutEdge, values: set[ir.Value]) -> bool:
-    return any(value.name == edge.value for value in values)
+    name = value.name or ""
+    why = blocked_by(question.model, [one.name or "" for one in question.of], [name])[name]
+    if why == NO_PATH:
+        return f"no path leads from it to {objective}"
+    return f"every path from it to {objective} is cut: {why}"

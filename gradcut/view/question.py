@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from gradcut.activity import Activity, Flow, FlowGraph, analyze_graph
 from gradcut.artifacts import TrainingArtifacts
+from gradcut.dialect import is_mark, mark_reason, stand_for
 from gradcut.ops import is_float
 from gradcut.parameters import decide
-from gradcut.passes import Import
+from gradcut.passes import Fold, Import
 from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import main_values
 from gradcut.passes.stop_gradient import frozen_names
@@ -72,7 +73,19 @@ def _imported(model: ir.Model) -> ir.Model:
     work = model.clone()
     with collection_held():
         Import()(work)
+        Fold()(work)
+    for node in work.graph.all_nodes():
+        if is_mark(node) and mark_reason(node) == "stop-at" and node.inputs[0] is not None:
+            _call_by_what_it_marks(node.inputs[0], node.outputs[0])
     return work
+
+
+def _call_by_what_it_marks(value: ir.Value, marked: ir.Value) -> None:
+    """Cuts name the value that the user named; a mark on a graph output has that output's name itself."""
+    if marked.is_graph_output():
+        stand_for(value, marked)
+    else:
+        stand_for(marked, value)
 
 
 def _read_by_loss(manifest: Mapping[str, Any]) -> tuple[str, ...]:

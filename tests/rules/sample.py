@@ -170,7 +170,10 @@ def _model(
     untyped = [onnx.ValueInfoProto(name=name) for name in outputs]
     graph = helper.make_graph(nodes, "sample", inputs, untyped, initializers)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for output in inferred.graph.output:
+        if not output.type.tensor_type.elem_type:  # a function operator without inference: that of the first operand
+            output.type.tensor_type.elem_type = inputs[0].type.tensor_type.elem_type
     floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
     of = tuple(o.name for o in inferred.graph.output if o.type.tensor_type.elem_type in floats)
     return inferred, of

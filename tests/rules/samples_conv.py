@@ -41,9 +41,7 @@ def _conv() -> Iterator[Sample]:
         known = "" if mode == "VALID" else "X W"
         yield _one("Conv", mode, (1, 2, 6, 7), (2, 2, 3, 2), auto_pad=mode, strides=[2, 2], known=known)
         yield _one("Conv", f"{mode}_even", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad=mode, known="W")
-    yield _one(
-        "Conv", "kernel_shape", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad="SAME_UPPER", kernel_shape=[2, 4]
-    )
+    yield _one("Conv", "kernel_shape", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad="SAME_UPPER", kernel_shape=[2, 4])
 
 
 def _conv_transpose() -> Iterator[Sample]:

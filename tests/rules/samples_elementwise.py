@@ -20,9 +20,9 @@ def samples() -> Iterator[Sample]:
 
 
 def _unary() -> Iterator[Sample]:
-    for op in "Identity Neg Sigmoid Tanh Exp Erf Sin Cos Softplus".split():
+    for op in ("Identity", "Neg", "Sigmoid", "Tanh", "Exp", "Erf", "Sin", "Cos", "Softplus"):
         yield sample(op, "matrix", normal(3, 4))
-    for op in "Log Sqrt Reciprocal".split():
+    for op in ("Log", "Sqrt", "Reciprocal"):
         yield sample(op, "matrix", positive(3, 4))
     yield sample("Reciprocal", "signs", away(2, 3))
     yield sample("Abs", "matrix", away(3, 4))
@@ -49,7 +49,7 @@ def _binary() -> Iterator[Sample]:
         "inner": (away(2, 3, 4), away(3, 1)),
         "one": (away(2, 3), away(1, 1, 1)),
     }
-    for op in "Add Sub Mul Div".split():
+    for op in ("Add", "Sub", "Mul", "Div"):
         for name, (a, b) in pairs.items():
             yield sample(op, name, a, b)
     yield sample("Div", "number", away(2, 3), np.float32(2.5), constant="B")

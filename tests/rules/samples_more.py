@@ -25,8 +25,9 @@ def _activations() -> Iterator[Sample]:
     yield sample("PRelu", "channels", away(2, 3, 2, 2), normal(3, 1, 1))
     yield sample("PRelu", "same", away(2, 3), normal(2, 3))
     for op in ("Elu", "Celu", "Selu"):
-        yield sample(op, "default", away(3, 4))
-        yield sample(op, "alpha", away(3, 4), alpha=0.6)
+        dtypes = "float64" if op == "Celu" else "float16 float64"
+        yield sample(op, "default", away(3, 4), dtypes=dtypes)
+        yield sample(op, "alpha", away(3, 4), alpha=0.6, dtypes=dtypes)
     yield sample("ThresholdedRelu", "default", away(3, 4, high=3.0))
     yield sample("ThresholdedRelu", "alpha", away(3, 4), alpha=0.25)
     yield sample("Softsign", "matrix", away(3, 4))
@@ -114,7 +115,7 @@ def _moves() -> Iterator[Sample]:
 
 def _arithmetic() -> Iterator[Sample]:
     yield sample("Mean", "two", normal(2, 3), normal(3))
-    yield sample("Mean", "three", normal(2, 1), normal(2, 3), np.float32(0.5))
+    yield sample("Mean", "three", normal(2, 1), normal(2, 3), np.float32(0.5), dtypes="float16")
     yield sample("Mod", "same", away(2, 3, low=1.0, high=5.0), away(2, 3, low=0.7, high=0.9), fmod=1)
     yield sample("Mod", "row", away(2, 3, low=1.0, high=5.0), away(3, low=0.7, high=0.9), fmod=1)
     zeros = np.array([[0.0, 2.0, 3.0], [0.0, 0.0, 1.5]], np.float32)

@@ -8,11 +8,12 @@ import numpy as np
 
 from tests.rules.sample import Array, Sample, away, distinct, ints, normal, sample
 
+_REDUCTIONS = [f"Reduce{name}" for name in ("Sum", "Mean", "Max", "Min", "SumSquare", "L2", "L1", "LogSumExp")]
 _DATA = {"ReduceMax": distinct, "ReduceMin": distinct, "ReduceL1": away}
 
 
 def samples() -> Iterator[Sample]:
-    for op in "ReduceSum ReduceMean ReduceMax ReduceMin ReduceSumSquare ReduceL2 ReduceL1 ReduceLogSumExp".split():
+    for op in _REDUCTIONS:
         yield from _reduction(op, lambda *shape, op=op: _DATA.get(op, normal)(*shape))
     yield from _cum_sum()
 

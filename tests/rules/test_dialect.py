@@ -1,4 +1,4 @@
-"""The bodies of the dialect's operators: the model that is not lowered runs in ONNX Runtime and equals the lowered one."""
+"""The bodies of the dialect's operators: a model that is not lowered runs, and equals the lowered one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gradcut.runtime.check import imported
 from gradcut.runtime.widen import runtime
 from tests.rules.sample import FORMS, Array, Built, Sample, build
 from tests.rules.samples import SAMPLES
+
 
 def differentiated(sample: Sample, built: Built, lower: bool) -> onnx.ModelProto:
     work = imported(built.model)

@@ -45,10 +45,25 @@ TABLE: list[tuple[Sample, Torch]] = [
     (sample("GlobalMaxPool", "ties", IMAGE), lambda x: F.adaptive_max_pool2d(x, 1)),
     (sample("Clip", "bounds", ZERO, np.float32(-1), np.float32(1), constant="min max"), lambda x: x.clamp(-1, 1)),
     (sample("Clip", "all", ZERO, np.float32(-1), np.float32(1)), torch.clamp),
+    (sample("PRelu", "zero", ZERO, np.float32([0.2])), lambda x, slope: torch.where(x > 0, x, slope * x)),
+    (sample("Elu", "zero", ZERO), F.elu),
+    (sample("Celu", "zero", ZERO, alpha=2.0), lambda x: F.celu(x, 2.0)),
+    (sample("Selu", "zero", ZERO), F.selu),
+    (sample("ThresholdedRelu", "alpha", ZERO), lambda x: F.threshold(x, 1.0, 0.0)),
+    (sample("Softsign", "zero", ZERO), F.softsign),
+    (sample("ReduceProd", "one_zero", np.float32([0, 2, 3]), keepdims=0), torch.prod),
+    (sample("ReduceProd", "two_zeros", np.float32([0, 2, 0]), keepdims=0), torch.prod),
     (sample("Sqrt", "zero", np.float32([0, 4])), torch.sqrt),
     (sample("Pow", "zero", np.float32([0, 0, 0]), np.float32([1, 2, 0])), torch.pow),
     (sample("Pow", "root", np.float32([0, 4]), np.float32(0.5), constant="Y"), lambda x: x.pow(0.5)),
 ]
+
+
+def test_of_equal_values_top_k_takes_the_first() -> None:
+    built = build(sample("TopK", "ties", TIES, ints(1), outputs=2))
+    proto = gradcut.vjp(built.model, ["X"], ["y0"])
+    feeds = {**built.feeds, "y0_grad": np.ones((2, 1), np.float32)}
+    assert runtime(proto)(feeds)[-1].tolist() == [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(("sample", "function"), TABLE, ids=[str(row[0]) for row in TABLE])

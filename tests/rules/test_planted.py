@@ -1,4 +1,4 @@
-"""The checker is itself checked: rules planted wrong on purpose must be caught, each by a sample that is in the suite."""
+"""The checker is itself checked: rules planted wrong on purpose must be caught, each by a sample of the suite."""
 
 from __future__ import annotations
 

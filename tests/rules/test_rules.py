@@ -34,9 +34,7 @@ def subsets(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 def check(built: Built, wrt: tuple[str, ...], of: tuple[str, ...] = (), differences: Differences | None = None) -> None:
     require(
-        check_gradients(
-            built.model, built.feeds, wrt, of or built.of, directions=2, seed=3, differences=differences
-        )
+        check_gradients(built.model, built.feeds, wrt, of or built.of, directions=2, seed=3, differences=differences)
     )
 
 

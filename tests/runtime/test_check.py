@@ -29,7 +29,7 @@ def test_report_reads_like_this() -> None:
         "FAIL x: analytic +1.000000e+00  numeric +1.500000e+00  error 5.0e-01 (tolerance 1.0e-03), a kink",
     ]
     assert not report.ok and report.failed == (value,)
-    with pytest.raises(GradientCheckError, match="^1 of 1 gradients are wrong\n"):
+    with pytest.raises(GradientCheckError, match=r"^1 of 1 gradients are wrong\n"):
         require(report)
 
 

@@ -1,0 +1,31 @@
+"""Dead code: what no output needs.
+
+onnx_ir's pass, but a node that goes takes its inner graphs with it: their nodes must not go on reading what lies
+outside, or that would stay, and runtimes trip over it.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from gradcut.activity import inner_graphs
+
+
+def remove_dead(model: ir.Model) -> None:
+    """Remove nodes and initializers that nothing reads; inputs and outputs of the model stay."""
+    _release(model.graph)
+    RemoveUnusedNodesPass()(model)
+
+
+def _release(graph: ir.Graph) -> None:
+    for node in reversed(graph):
+        inner = list(inner_graphs(node))
+        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+            for body in inner:
+                _release(body)
+            continue
+        for body in inner:
+            for reader in body.all_nodes():
+                reader.resize_inputs(0)
+        graph.remove(node, safe=True)

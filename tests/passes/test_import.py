@@ -1,0 +1,192 @@
+"""`import`: any model taken becomes one form, and computes what it computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import gradcut
+from gradcut.passes import Import, verify
+from tests.written import lines, parse, run, session
+
+SEEDED = np.random.default_rng(0)
+
+
+def imported(text: str, **options: object) -> ir.Model:
+    model = ir.from_proto(parse(text, **options))
+    Import()(model)
+    verify(model, "import")
+    return model
+
+
+# --- opsets --------------------------------------------------------------------------------------------------
+
+IMAGE = SEEDED.normal(size=(1, 2, 4, 6)).astype(np.float32)
+#: Models whose operators changed between the opsets, each with the opsets it is written for.
+CONVERTED = {
+    "softmax by matrix": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Softmax <axis = 1> (x) }", (7, 9, 11, 12)),
+    "softmax default": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = LogSoftmax (x) }", (7, 11, 12, 13, 20)),
+    "hardmax": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Hardmax (x) }", (7, 9, 11, 12, 13)),
+    "hardmax axis": ("g (float[N,2,M,6] x) => (float[N,2,M,6] y) { y = Hardmax <axis = 2> (x) }", (9, 11, 13)),
+    "hardmax of the batch": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Hardmax <axis = 0> (x) }", (11,)),
+    "reduce": ("g (float[1,2,4,6] x) => (float[1,2,4] y) { y = ReduceSum <axes = [3], keepdims = 0> (x) }", (7, 11, 12)),
+    "reduce mean": ("g (float[1,2,4,6] x) => (float[1,2,1,1] y) { y = ReduceMean <axes = [2, -1]> (x) }", (11, 13, 17)),
+    "clip": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Clip <min = -0.5, max = 0.5> (x) }", (7, 9, 10)),
+    "squeeze": ("g (float[1,2,4,6] x) => (float[2,4,6,1] y) { s = Squeeze <axes = [0]> (x)  y = Unsqueeze <axes = [3]> (s) }", (9, 11, 12)),
+    "pad": ("g (float[1,2,4,6] x) => (float[1,2,6,6] y) { y = Pad <pads = [0,0,1,0,0,0,1,0], value = 2.0> (x) }", (7, 10)),
+    "slice": ("g (float[1,2,4,6] x) => (float[1,2,2,6] y) { y = Slice <axes = [2], starts = [1], ends = [3]> (x) }", (7, 9)),
+    "split": ("g (float[1,2,4,6] x) => (float[1,2,4,3] y) { y, z = Split <axis = 3> (x) }", (7, 11, 13, 17)),
+    "top k": ("g (float[1,2,4,6] x) => (float[1,2,4,2] y) { y, i = TopK <k = 2> (x) }", (7, 9)),
+    "dropout": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Dropout <ratio = 0.7> (x) }", (7, 10, 11)),
+    "gemm": ("g (float[1,2,4,6] x) => (float[2,3] y) <float[24,3] w, float[3] c = {1, 2, 3}> { f = Flatten <axis = 2> (x)  y = Gemm (f, w, c) }", (7, 9, 11, 13)),
+    "upsample nearest": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Upsample <mode = "nearest"> (x, s) }', (9,)),
+    "upsample linear": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Upsample <mode = "linear"> (x, s) }', (9,)),
+    "resize nearest": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Resize <mode = "nearest"> (x, s) }', (10,)),
+    "resize linear": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Resize <mode = "linear"> (x, s) }', (10,)),
+    "resize linear computed": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 1, 0.75}, float[4] t = {1, 1, 2, 2}> { p = Mul (s, t)  y = Resize <mode = "linear"> (x, p) }', (10,)),
+    "resize 11": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (x, , s) }', (13, 18)),
+    "average pool": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x) }", (7, 10, 11, 19)),
+    "batch normalization": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) <float[2] s = {1, 2}, float[2] v = {1, 4}> { y = BatchNormalization (x, s, s, s, v) }", (7, 9, 13, 14, 15)),
+    "cast and compare": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { b = Greater (x, x)  c = Cast <to = 1> (b)  y = Add (c, x) }", (7, 9, 11, 13, 19)),
+    "old broadcasting": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) <float[4,1] w = {1, 2, 3, 4}> { y = Mul (x, w) }", (7, 13, 14)),
+    "if": ("g (bool c, float[1,2,4,6] x) => (float[1,2,4,6] y) { y = If (c) <then_branch = a () => (float[1,2,4,6] p) { p = Softmax <axis = 1> (x) }, else_branch = b () => (float[1,2,4,6] q) { q = Neg (x) }> }", (9, 11, 13, 19)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "opset"), [pytest.param(text, o, id=f"{name}-{o}") for name, (text, at) in CONVERTED.items() for o in at]
+)
+def test_a_converted_model_computes_the_same(text: str, opset: int) -> None:
+    weight = ", ".join(f"{value:.3f}" for value in SEEDED.normal(size=72))
+    given = parse(text.replace("float[24,3] w", f"float[24,3] w = {{{weight}}}"), opset=opset, ir_version=4 if opset < 11 else 8)
+    feeds = {"x": IMAGE, **({"c": np.array(True)} if "bool c" in text else {})}
+    expected = session(given).run(None, feeds)
+    model = ir.from_proto(given)
+    Import()(model)
+    verify(model, "import")
+    assert model.opset_imports[""] == 21
+    model.ir_version = 10
+    for mine, theirs in zip(run(model, feeds), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", range(21, 27))
+def test_newer_opsets_stay(opset: int) -> None:
+    assert imported("g (float[2] x) => (float[2] y) { y = Relu (x) }", opset=opset).opset_imports[""] == opset
+
+
+@pytest.mark.parametrize("opset", [1, 6, 27, 99])
+def test_others_are_refused_by_number(opset: int) -> None:
+    model = ir.from_proto(parse("g (float[2] x) => (float[2] y) { y = Relu (x) }", opset=opset))
+    with pytest.raises(gradcut.errors.UnsupportedModelError) as raised:
+        Import()(model)
+    assert str(raised.value).startswith(f"the model is at opset {opset}; gradcut takes opsets 7 to 26.")
+
+
+def test_the_other_name_of_the_standard_domain() -> None:
+    model = parse("g (float[2] x) => (float[2] y) { y = Relu (x) }")
+    model.opset_import[0].domain = "ai.onnx"
+    model.graph.node[0].domain = "ai.onnx"
+    assert gradcut.analyze(model, of=["y"], wrt=["x"]).active == {"x", "y"}
+
+
+def test_metadata_names_and_weights_live_through_a_conversion() -> None:
+    text = "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> { [mm] h = MatMul (x, w)  y = Dropout <ratio = 0.5> (h) }"
+    given = ir.from_proto(parse(text, opset=11, props='"who" : "me"'))
+    given.graph[0].metadata_props["scope"] = "head"
+    given.graph.initializers["w"].metadata_props["kind"] = "PARAMETER"
+    weight = given.graph.initializers["w"].const_value
+    Import()(given)
+    assert [node.name for node in given.graph if node.op_type != "Constant"] == ["mm", "Dropout_y"]
+    assert given.graph[0].metadata_props["scope"] == "head"
+    assert given.graph.initializers["w"].metadata_props["kind"] == "PARAMETER"
+    assert given.graph.initializers["w"].const_value is weight
+    assert given.metadata_props["who"] == "me"
+
+
+# --- functions -----------------------------------------------------------------------------------------------
+
+BLOCK = """
+<domain: "my", opset_import: ["" : %d, "gradcut" : 1]>
+Block (X) => (Y) { s = gradcut.StopGradient (X)  t = Mul (s, X)  Y = Neg (t) }
+"""
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_functions_are_inlined_and_marks_come_out_of_them(opset: int) -> None:
+    text = "g (float[2] x) => (float[2] y) { h = my.Block (x)  y = my.Block (h) }" + BLOCK % opset
+    model = imported(text, opset=opset, also=', "my" : 1')
+    assert [node.op_type for node in model.graph] == ["StopGradient", "Mul", "Neg"] * 2
+    assert [key[:2] for key in model.functions] == [("gradcut", "StopGradient")]
+    assert len({node.name for node in model.graph}) == 6
+
+
+def test_functions_within_functions() -> None:
+    text = "g (float[2] x) => (float[2] y) { y = my.Outer (x) }" + BLOCK % 21 + """
+        <domain: "my", opset_import: ["" : 21, "my" : 1]>
+        Outer (A) => (B) { u = my.Block (A)  B = my.Block (u) }"""
+    assert len(imported(text, also=', "my" : 1').graph) == 6
+
+
+def test_a_function_with_attributes() -> None:
+    text = """g (float[2] x) => (float[2] y) { h = my.Leaky <slope = 0.5> (x)  y = my.Leaky <slope = 0.25> (h) }
+        <domain: "my", opset_import: ["" : 21]>
+        Leaky <slope> (X) => (Y) { Y = LeakyRelu <alpha: float = @slope> (X) }"""
+    model = imported(text, also=', "my" : 1')
+    assert lines(model) == ["h = LeakyRelu <alpha: float = 0.5> (x)", "y = LeakyRelu <alpha: float = 0.25> (h)"]
+
+
+def test_a_mark_whose_function_the_file_lacks() -> None:
+    text = parse("g (float[2] x) => (float[2] y) { h = gradcut.StopGradient (x)  y = Relu (h) }")
+    del text.functions[:]
+    model = ir.from_proto(text)
+    Import()(model)
+    verify(model, "import")
+    assert gradcut.analyze(text, of=["y"], wrt=["x"]).varied == {"x"}
+
+
+# --- the graph -----------------------------------------------------------------------------------------------
+
+
+def test_unnamed_and_doubly_named_nodes_get_names() -> None:
+    text = "g (float[2] x) => (float[2] y) { a = Relu (x)  [n] b = Neg (a)  [n] c = Exp (b)  y = Relu (c) }"
+    assert [node.name for node in imported(text).graph] == ["Relu_a", "n", "n_2", "Relu_y"]
+
+
+def test_names_inside_branches_are_unique_too() -> None:
+    text = """g (bool c, float[2] x) => (float[2] y) {
+        y = If (c) <then_branch = a () => (float[2] o) { [n] o = Neg (x) }, else_branch = b () => (float[2] o) { [n] o = Exp (x) }> }"""
+    assert sorted(node.name for node in imported(text).graph.all_nodes()) == ["If_y", "n", "n_2"]
+
+
+def test_an_initializer_that_is_an_input_is_an_initializer() -> None:
+    text = "g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Mul (x, w) }"
+    assert [value.name for value in imported(text).graph.inputs] == ["x"]
+
+
+def test_constants_that_are_parameters_become_initializers_under_their_name() -> None:
+    text = """g (float[2] x) => (float[2] y) {
+        w = Constant <value_floats = [3.0, 4.0]> ()  s = Constant <value_float = 2.0> ()  h = Mul (x, w)  y = Mul (h, s) }"""
+    model = imported(text)
+    assert model.graph.initializers["w"].const_value.numpy().tolist() == [3, 4]
+    assert lines(model) == ["s = Constant <value_float: float = 2> ()", "h = Mul (x, w)", "y = Mul (h, s)"]
+    assert run(model, {"x": [1, 1]})[0].tolist() == [6, 8]
+
+
+def test_types_and_shapes_are_inferred_and_what_the_file_says_stays() -> None:
+    text = "g (float[N,3] x) => (float[N,3] y) <float[batch,3] k> { h = Relu (x)  k = Neg (h)  y = Exp (k) }"
+    values = {value.name: value for node in imported(text).graph for value in node.outputs}
+    assert [str(dim) for dim in values["h"].shape] == ["N", "3"]
+    assert str(values["k"].shape[0]) in ("batch", "N")
+    assert values["h"].dtype == ir.DataType.FLOAT
+
+
+def test_importing_twice_is_importing_once() -> None:
+    text = "g (float[2] x) => (float[2] y) { h = gradcut.StopGradient (x)  y = Relu (h) }"
+    model = imported(text, opset=15)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    Import()(model)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(onnx.ModelProto.FromString(before))

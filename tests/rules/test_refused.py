@@ -1,0 +1,76 @@
+"""What a rule does not cover it refuses, by node, operator, opset and reason; nothing is ever silently wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradcut
+from gradcut.errors import NoGradientError
+from tests.rules.sample import Sample, build, ints, normal, positive, sample
+
+IMAGE = normal(1, 2, 5, 5)
+WINDOW = {"kernel_shape": [2, 2], "strides": [2, 2]}
+UP = np.array([1.0, 1.0, 2.0, 2.0], np.float32)
+INDEX = ints(0, 1).reshape(2, 1)
+
+REFUSED: list[tuple[Sample, str, str]] = [
+    (sample("MaxPool", "columns_first", IMAGE, storage_order=1, **WINDOW), "static", "storage_order=1 has no rule"),
+    (
+        sample("AveragePool", "same", IMAGE, auto_pad="SAME_UPPER", **WINDOW),
+        "dynamic",
+        "auto_pad with stride 2 over a dimension that is known only at run time",
+    ),
+    (
+        sample("Conv", "same", IMAGE, normal(2, 2, 3, 3), auto_pad="SAME_LOWER"),
+        "dynamic",
+        "its pads depend on the shape of its kernel, which is known only at run time",
+    ),
+    (
+        sample("ConvTranspose", "far", IMAGE, normal(2, 2, 2, 2), output_shape=[7, 6], known="X W"),
+        "static",
+        "its pads would be negative ([-1, 0]): the output asked for is larger than the windows reach",
+    ),
+    (
+        sample("ConvTranspose", "said", IMAGE, normal(2, 2, 2, 2), output_shape=[6, 6], known="W"),
+        "dynamic",
+        "output_shape over a dimension that is known only at run time",
+    ),
+    (
+        sample("ScatterElements", "mul", normal(3, 2), INDEX, normal(2, 1), reduction="mul"),
+        "static",
+        "reduction='mul' has no rule",
+    ),
+    (sample("ScatterND", "max", normal(3), INDEX, normal(2), reduction="max"), "static", "reduction='max' has no rule"),
+    (
+        sample("Resize", "crop", IMAGE, np.float32([0] * 4 + [1] * 4), UP, constant="roi scales",
+               coordinate_transformation_mode="tf_crop_and_resize"),
+        "static",
+        "coordinate_transformation_mode='tf_crop_and_resize' has no rule",
+    ),
+    (
+        sample("Resize", "aspect", IMAGE, None, None, ints(7, 9), axes=[2, 3],
+               keep_aspect_ratio_policy="not_larger"),
+        "static",
+        "keep_aspect_ratio_policy other than 'stretch' has no rule",
+    ),
+    (
+        sample("Einsum", "ellipsis", normal(2, 3), equation="...i->..."),
+        "static",
+        "an ellipsis in '...i->...' has no rule; write the indices out",
+    ),
+    (sample("Einsum", "diagonal", normal(3, 3), equation="ii->i"), "static", "a diagonal in 'ii->i' has no rule"),
+    (
+        sample("ReduceProd", "axes", positive(2, 3), ints(1), runtime="axes"),
+        "static",
+        "its axes are known only at run time",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sample", "form", "reason"), REFUSED, ids=[str(row[0]) for row in REFUSED])
+def test_configuration_is_refused(sample: Sample, form: str, reason: str) -> None:
+    built = build(sample, form)
+    with pytest.raises(NoGradientError) as caught:
+        gradcut.vjp(built.model, [sample.wanted[0]], list(built.of))
+    assert str(caught.value) == f"node 'node' ({sample.op}, opset 21) has no gradient here: {reason}"

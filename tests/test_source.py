@@ -1,0 +1,172 @@
+"""Taking a model in: whatever the file is, an error that says so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import gradcut
+from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
+from tests.written import parse
+
+TEXT = "g (float[2] x) => (float[2] y) <float[2] w = {2, 5}> { y = Mul (x, w) }"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    onnx.save(parse(TEXT), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_a_path_a_proto_and_a_model(saved: Path) -> None:
+    for given in (saved, str(saved), onnx.load(saved)):
+        assert [value.name for value in gradcut.load(given).graph.inputs] == ["x"]
+    model = ir.load(saved)
+    assert gradcut.load(model) is model
+
+
+def test_text(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnxtxt"
+    path.write_text(onnx.printer.to_text(parse(TEXT)))
+    assert [node.op_type for node in gradcut.load(path).graph] == ["Mul"]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["m.onnx"]])
+def test_something_else(wrong: object) -> None:
+    with pytest.raises(ImportModelError, match="a model is a path, an onnx.ModelProto or an onnx_ir.Model, not "):
+        gradcut.load(wrong)
+
+
+def test_no_such_file_and_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ImportModelError, match="nix.onnx: there is no such file"):
+        gradcut.load(tmp_path / "nix.onnx")
+    with pytest.raises(ImportModelError, match="is a directory; give the model file in it, such as .*model.onnx"):
+        gradcut.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"hello, this is no model", b"\x89PNG\r\n\x1a\n" + bytes(100), b"{}", bytes(1000), os.urandom(64)],
+)
+def test_what_is_no_onnx_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(NotOnnxError, match="m.onnx "):
+        gradcut.load(path)
+
+
+def test_a_file_cut_short_anywhere(saved: Path) -> None:
+    """Protobuf takes a message that ends between two fields; such a one lacks what a model must have."""
+    whole = saved.read_bytes()
+    for length in range(len(whole)):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(NotOnnxError):
+            gradcut.load(saved)
+
+
+def test_another_message_of_onnx(tmp_path: Path) -> None:
+    path = tmp_path / "tensor.pb"
+    path.write_bytes(onnx.numpy_helper.from_array(np.ones(3), "t").SerializeToString())
+    with pytest.raises(NotOnnxError):
+        gradcut.load(path)
+
+
+def test_text_with_an_error_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnxtxt"
+    path.write_text('<ir_version: 10, opset_import: ["" : 21]>\ng (float[2] x) => (float[2] y) {\n  y = Mul (x,,\n}\n')
+    with pytest.raises(NotOnnxError) as raised:
+        gradcut.load(path)
+    message = str(raised.value)
+    assert "line: 4" in message or "line: 3" in message
+    assert "b'" not in message and "\\n" not in message and "\n" not in message
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(NotOnnxError, match="is not ONNX text"):
+        gradcut.load(path)
+
+
+# --- weights beside the file ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = parse(TEXT)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.float32([2, 5]), "w"))
+    onnx.save(model, folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    return folder / "m.onnx"
+
+
+def change(path: Path, **entries: str) -> None:
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key in entries:
+            entry.value = entries[entry.key]
+    onnx.save(model, path)
+
+
+def test_weights_beside_the_file(external: Path) -> None:
+    weight = gradcut.load(external).graph.initializers["w"].const_value
+    assert weight.numpy().tolist() == [2, 5]
+
+
+def test_missing_and_short(external: Path) -> None:
+    (external.parent / "w.bin").write_bytes(bytes(5))
+    with pytest.raises(ExternalDataError, match="tensor 'w' needs 8 bytes of 'w.bin', which has 5"):
+        gradcut.load(external)
+    (external.parent / "w.bin").unlink()
+    with pytest.raises(ExternalDataError, match="tensor 'w' needs 'w.bin', which is not beside the model"):
+        gradcut.load(external)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [({"length": "4"}, "takes 8 bytes, and the model says 4 at 0"), ({"offset": "4096"}, "needs 4104 bytes")],
+)
+def test_an_entry_that_does_not_fit(external: Path, entries: dict[str, str], message: str) -> None:
+    change(external, **entries)
+    with pytest.raises(ExternalDataError, match=message):
+        gradcut.load(external)
+
+
+def test_outside_the_folder(external: Path) -> None:
+    outside = external.parent.parent / "w.bin"
+    outside.write_bytes(bytes(8))
+    for location in ("../w.bin", str(outside), "sub/../../w.bin"):
+        change(external, location=location)
+        with pytest.raises(ExternalDataError, match="which lies outside the model's folder"):
+            gradcut.load(external)
+
+
+def test_a_link_that_leads_outside(external: Path) -> None:
+    outside = external.parent.parent / "elsewhere.bin"
+    outside.write_bytes(bytes(8))
+    (external.parent / "w.bin").unlink()
+    (external.parent / "w.bin").symlink_to(outside)
+    with pytest.raises(ExternalDataError, match="which lies outside the model's folder"):
+        gradcut.load(external)
+
+
+def test_a_link_inside_and_a_folder_below_are_fine(external: Path) -> None:
+    (external.parent / "sub").mkdir()
+    (external.parent / "w.bin").rename(external.parent / "sub" / "real.bin")
+    (external.parent / "w.bin").symlink_to(external.parent / "sub" / "real.bin")
+    assert gradcut.load(external).graph.initializers["w"].const_value.numpy().tolist() == [2, 5]
+    change(external, location="sub/real.bin")
+    assert gradcut.load(external).graph.initializers["w"].const_value.numpy().tolist() == [2, 5]
+
+
+def test_a_model_opened_through_a_link(external: Path) -> None:
+    link = external.parent / "link.onnx"
+    link.symlink_to(external)
+    assert gradcut.load(link).graph.initializers["w"].const_value.numpy().tolist() == [2, 5]
+
+
+def test_a_proto_must_hold_its_weights(external: Path) -> None:
+    with pytest.raises(ExternalDataError, match="tensor 'w' lies outside the proto, in 'w.bin'; give the model's path"):
+        gradcut.load(onnx.load(external, load_external_data=False))
