@@ -30,7 +30,7 @@ class CutEdge(NamedTuple):
 
     value: str
     node: str
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     reason: str
 
 
@@ -54,12 +54,12 @@ class Declarations(Protocol):
 
 
 class Flow(NamedTuple):
-    """Data flows from `source` to `target`. `blocked` says why no derivative does; `index` is -1 inside control flow."""
+    """Data flows from `source` to `target`; `blocked` says why no derivative does, `index` is -1 in control flow."""
 
     source: ir.Value
     target: ir.Value
     node: ir.Node
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     blocked: str | None
 
 

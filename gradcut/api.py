@@ -80,8 +80,7 @@ def analyze(model: Source, of: Sequence[str], wrt: Sequence[str], stop_at: str |
         stop_at: patterns for marks that count for this question only.
     """
     work = _imported(model)
-    checked_names("of", of, work)
-    checked_names("wrt", wrt, work)
+    of, wrt = checked_names("of", of, work), checked_names("wrt", wrt, work)
     with collection_held():
         StopGradient(at=as_patterns(stop_at))(work)
         return ask(work, of, wrt)
@@ -100,8 +99,7 @@ def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Seq
         NoGradientError: an operator on an active path has no rule for its configuration.
     """
     work = _imported(model)
-    checked_names("of", of, work)
-    checked_names("wrt", wrt, work)
+    of, wrt = checked_names("of", of, work), checked_names("wrt", wrt, work)
     pipeline = Pipeline(
         (
             StopGradient(at=as_patterns(stop_at)),

@@ -36,6 +36,7 @@ from gradcut.passes import (
     StopGradient,
 )
 from gradcut.passes.base import ACTIVITY, FROZEN, GRADIENTS, LOSS, PIPELINE, TRAINABLE, read_json
+from gradcut.passes.importer import name_nodes
 from gradcut.passes.loss import attach_graph, split_path
 from gradcut.passes.pipeline import Watch, collection_held
 from gradcut.passes.propagate import main_values
@@ -253,7 +254,12 @@ class _Compilation:
 
     def _marked(self) -> ir.Model:
         """The model as it was given, with the marks and freezes that were asked for."""
-        insert_marks(self.given, match_values(self.request.stop_at, self.given.graph), "stop-at")
+        unnamed = {node: node.name for node in self.given.graph.all_nodes()}
+        name_nodes(self.given)  # as the import named them, so that ``value->node`` finds them here too
+        found = [pattern for pattern in self.request.stop_at if _matches(pattern, self.given.graph)]
+        insert_marks(self.given, match_values(found, self.given.graph), "stop-at")
+        for node, name in unnamed.items():
+            node.name = name
         StopGradient()(self.given)
         self.given.metadata_props[FROZEN] = self.forward.metadata_props.get(FROZEN, "[]")
         return self.given
@@ -362,6 +368,14 @@ def blocked_by(model: ir.Model, of: Sequence[str], names: Sequence[str]) -> dict
 
 def _consumer(flow: Flow) -> str:
     return "" if is_mark(flow.node) else f" -> {flow.node.name}"
+
+
+def _matches(pattern: str, graph: ir.Graph) -> bool:
+    """False for what only the import has made, such as the inside of a function."""
+    try:
+        return bool(match_values([pattern], graph))
+    except SpecError:
+        return False
 
 
 def _array(value: ir.Value) -> np.ndarray:

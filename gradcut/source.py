@@ -93,7 +93,8 @@ def clean_parser_error(error: Exception) -> str:
 
 def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    for body in (model.graph, *model.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
         for node in body.all_nodes():
             tensors += [
                 a.as_tensor() for a in node.attributes.values() if a.type == ir.AttributeType.TENSOR and not a.is_ref()
@@ -127,7 +128,8 @@ def _check_external(model: ir.Model, folder: Path) -> None:
 
 def _take_in_attributes(model: ir.Model) -> None:
     """Read the tensors of Constant nodes into memory: elsewhere, only initializers are expected to lie in files."""
-    for body in (model.graph, *model.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
         for node in body.all_nodes():
             for name, attribute in list(node.attributes.items()):
                 tensor = None if attribute.is_ref() else attribute.value

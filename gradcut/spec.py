@@ -129,8 +129,8 @@ def _parameters_by_scope(graph: ir.Graph, parameters: Collection[str]) -> dict[s
 
 def _read_in(nodes: Iterable[ir.Node]) -> Iterator[str]:
     for value in (value for node in nodes for value in node.inputs):
-        while value is not None and is_mark(value.producer()):
-            value = value.producer().inputs[0]
+        while value is not None and (producer := value.producer()) is not None and is_mark(producer):
+            value = producer.inputs[0]
         if value is not None and value.name:
             yield value.name
 

@@ -91,8 +91,12 @@ def _outputs(model: ir.Model, engine: Reverse, forward: Sequence[ir.Value], grad
     """Outputs are distinct values that nodes produce, each under its own name; any other gets an Identity."""
     built, wanted = set(engine.b.nodes), set(engine.wrt)
     extra = Builder(engine.names)
-    copy = lambda value, name: extra.op("Identity", value, name=name, dtype=value.dtype, shape=value.shape)
-    outputs = dict.fromkeys(copy(value, value.name) if value.producer() is None else value for value in forward)
+
+    def copy(value: ir.Value, name: str | None) -> ir.Value:
+        return extra.op("Identity", value, name=name, dtype=value.dtype, shape=value.shape)
+
+    produced = (copy(value, value.name) if value.producer() is None else value for value in forward)
+    outputs: dict[ir.Value, None] = dict.fromkeys(produced)
     for value, gradient in zip(engine.wrt, gradients, strict=True):
         name, owner = f"{value.name}{SUFFIX}", engine.owner.get(gradient)
         others = owner is not value and owner in wanted

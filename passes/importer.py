@@ -24,7 +24,6 @@ import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 from onnx_ir.passes.common._c_api_utils import call_onnx_api
-from onnx_ir.passes.common.shape_inference import _merge_func
 
 from gradcut.dialect import DIALECT, DOMAIN, declare
 from gradcut.errors import ImportModelError, UnsupportedModelError
@@ -50,7 +49,7 @@ class Import(Pass):
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
         _unshadow(model.graph)
-        _name_nodes(model)
+        name_nodes(model)
         TopologicalSortPass()(model)
         _lift_constants(model)
         _infer(model)
@@ -149,8 +148,8 @@ def _convert_function(function: ir.Function, target: int) -> ir.Function:
     if function.domain == DOMAIN or function.opset_imports.get("", target) >= target:
         return function
     proto = ir.to_proto(function)
-    ports = [[onnx.ValueInfoProto(name=name) for name in names] for names in (proto.input, proto.output)]
-    graph = onnx.helper.make_graph(list(proto.node), proto.name, *ports)
+    untyped = lambda names: [onnx.ValueInfoProto(name=name) for name in names]
+    graph = onnx.helper.make_graph(list(proto.node), proto.name, untyped(proto.input), untyped(proto.output))
     model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), functions=[])
     try:
         converted = onnx.version_converter.convert_version(model, target)
@@ -162,7 +161,7 @@ def _convert_function(function: ir.Function, target: int) -> ir.Function:
     proto.node.extend(converted.graph.node)
     proto.ClearField("opset_import")
     proto.opset_import.extend(converted.opset_import)
-    return ir.from_proto(proto)
+    return ir.serde.deserialize_function(proto)
 
 
 def _keep_references(old: onnx.NodeProto, nodes: Iterable[onnx.NodeProto], function: str) -> None:
@@ -174,8 +173,8 @@ def _keep_references(old: onnx.NodeProto, nodes: Iterable[onnx.NodeProto], funct
         place = next((a for a in (new.attribute if new is not None else ()) if a.name == reference.name), None)
         if place is None:
             raise UnsupportedModelError(
-                f"function {function!r} hands its attribute {reference.ref_attr_name!r} to {old.op_type}, which takes no "
-                f"{reference.name!r} at opset {TARGET}; export the model at opset {TARGET}"
+                f"function {function!r} hands its attribute {reference.ref_attr_name!r} to {old.op_type}, which takes "
+                f"no {reference.name!r} at opset {TARGET}; export the model at opset {TARGET}"
             )
         place.CopyFrom(reference)
 
@@ -217,7 +216,8 @@ def _unshadow(graph: ir.Graph) -> None:
     graph.inputs[:] = [value for value in graph.inputs if value.name not in graph.initializers]
 
 
-def _name_nodes(model: ir.Model) -> None:
+def name_nodes(model: ir.Model) -> None:
+    """Give every node a name of its own."""
     names = Names()
     nodes = [node for graph in model.graphs() for node in graph]
     names.take(node.name for node in nodes)
@@ -254,10 +254,20 @@ def _infer(model: ir.Model) -> None:
         if tensor is not None:
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
     known = {value: value.shape for node in model.graph for value in node.outputs}
-    _merge_func(model, _inferred(model))
+    inferred = ir.from_proto(_inferred(model))
+    for mine, theirs in zip(model.graphs(), inferred.graphs(), strict=True):
+        _take_over_types(mine, theirs)
     for value, shape in known.items():
         if shape is not None and _says_more(shape, value.shape):
             value.shape = shape
+
+
+def _take_over_types(graph: ir.Graph, inferred: ir.Graph) -> None:
+    found = ir.convenience.create_value_mapping(inferred, include_subgraphs=False)
+    for name, value in ir.convenience.create_value_mapping(graph, include_subgraphs=False).items():
+        if name in found:
+            value.type = found[name].type or value.type
+            value.shape = found[name].shape or value.shape
 
 
 def _inferred(model: ir.Model) -> onnx.ModelProto:

@@ -72,26 +72,36 @@ def ask(model: ir.Model, of: Sequence[str], wrt: Sequence[str]) -> Activity:
     )
 
 
-def checked_names(what: str, names: Sequence[str], model: ir.Model) -> Sequence[str]:
+def checked_names(what: str, names: Iterable[str], model: ir.Model) -> tuple[str, ...]:
     """`names` if each is a float value of the main graph and none stands twice; else `SpecError`."""
     if isinstance(names, str):
         raise SpecError(f"{what} takes a list of names, not the text {names!r}")
-    if not names:
+    listed = tuple(names or ())
+    if not listed:
         raise SpecError(f"{what} is empty; name at least one value")
-    known = main_values(model.graph)
-    for name in names:
+    known, seen = main_values(model.graph), set[str]()
+    for name in listed:
+        if not isinstance(name, str):
+            raise SpecError(f"{what}: {name!r} is no name of a value")
         if name not in known:
             hint = ", ".join(nearest(name, known))
             raise SpecError(f"{what}: there is no value {name!r}." + (f" Nearest: {hint}." if hint else ""))
-        if not is_float(known[name]):
-            kind = known[name].dtype
-            raise SpecError(f"{what}: {name!r} is {kind.name if kind else 'unknown'}; only floats carry a gradient")
-    double = (
-        next((name for name in names if list(names).count(name) > 1), None) if len(set(names)) < len(names) else None
-    )
-    if double is not None:
-        raise SpecError(f"{what}: {double!r} is named twice")
-    return names
+        if not _is_float_tensor(known[name]):
+            raise SpecError(f"{what}: {name!r} is {_kind(known[name])}; only floats carry a gradient")
+        if name in seen:
+            raise SpecError(f"{what}: {name!r} is named twice")
+        seen.add(name)
+    return listed
+
+
+def _is_float_tensor(value: ir.Value) -> bool:
+    return is_float(value) and isinstance(value.type, (ir.TensorType, type(None)))
+
+
+def _kind(value: ir.Value) -> str:
+    if not isinstance(value.type, ir.TensorType):
+        return type(value.type).__name__.removesuffix("Type").lower()
+    return value.type.dtype.name
 
 
 def main_values(graph: ir.Graph) -> dict[str, ir.Value]:

@@ -1,6 +1,7 @@
 """Small random ONNX graphs, valid by construction, for tests of the analysis.
 
-Almost every value is a float [2, 4]; the others are there to have paths that carry no derivative. A failing case is
+Almost every value is a float [2,
+4]; the others are there to have paths that carry no derivative. A failing case is
 made smaller by `shrink` before it is shown.
 """
 

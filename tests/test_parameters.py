@@ -29,7 +29,9 @@ def of_weight(node: str, shape: str = "2,2", inputs: str = "float[2,2] x", kind:
 
 
 def said(**kind: str) -> dict[str, str]:
-    text = "g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {1, 2, 3, 4}, float[2,2] v = {1, 2, 3, 4}, int64[1] n = {1}> {"
+    text = """g (float[2,2] x) => (float[2,2] y)
+        <float[2,2] w = {1, 2, 3, 4}, float[2,2] v = {1, 2, 3, 4}, int64[1] n = {1}> {
+        """
     model = ir.from_proto(parse(text + " h = MatMul (x, w)  k = MatMul (h, v)  y = Gather (k, n) }"))
     for name, value in kind.items():
         model.graph.initializers[name].metadata_props[KIND] = value
@@ -129,8 +131,9 @@ def test_constants_in_nodes_count_as_initializers_do() -> None:
 
 
 def test_running_statistics_are_state() -> None:
-    text = """g (float[1,2,4,4] x) => (float[1,2,4,4] y) <float[2] s = {1, 1}, float[2] b = {1, 1}, float[2] m = {1, 1}, float[2] v = {1, 1}>
-        { y = BatchNormalization (x, s, b, m, v) }"""
+    text = """g (float[1,2,4,4] x) => (float[1,2,4,4] y)
+        <float[2] s = {1, 1}, float[2] b = {1, 1}, float[2] m = {1, 1}, float[2] v = {1, 1}> {
+        y = BatchNormalization (x, s, b, m, v) }"""
     assert kinds(text) == {"s": "parameter", "b": "parameter", "m": "state", "v": "state"}
 
 
@@ -162,7 +165,8 @@ def test_a_mask_is_constant(number: str) -> None:
 
 
 def test_each_decision_has_a_reason_and_a_size() -> None:
-    text = "g (float[2,3] x) => (float[2,4] y) <float[3,4] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float e = {1}> { [mm] h = MatMul (x, w)  y = Add (h, e) }"
+    text = """g (float[2,3] x) => (float[2,4] y) <float[3,4] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float e = {1}> {
+        [mm] h = MatMul (x, w)  y = Add (h, e) }"""
     graph = ir.from_proto(parse(text)).graph
     w, e = decide(graph, REGISTRY).values()
     assert (w.name, w.reason, w.shape, w.size) == ("w", "operand 1 of MatMul (mm)", (3, 4), 12)

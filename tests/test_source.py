@@ -38,14 +38,14 @@ def test_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["m.onnx"]])
 def test_something_else(wrong: object) -> None:
-    with pytest.raises(ImportModelError, match="a model is a path, an onnx.ModelProto or an onnx_ir.Model, not "):
+    with pytest.raises(ImportModelError, match=r"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not "):
         gradcut.load(wrong)
 
 
 def test_no_such_file_and_a_directory(tmp_path: Path) -> None:
-    with pytest.raises(ImportModelError, match="nix.onnx: there is no such file"):
+    with pytest.raises(ImportModelError, match=r"nix.onnx: there is no such file"):
         gradcut.load(tmp_path / "nix.onnx")
-    with pytest.raises(ImportModelError, match="is a directory; give the model file in it, such as .*model.onnx"):
+    with pytest.raises(ImportModelError, match=r"is a directory; give the model file in it, such as .*model.onnx"):
         gradcut.load(tmp_path)
 
 
@@ -56,7 +56,7 @@ def test_no_such_file_and_a_directory(tmp_path: Path) -> None:
 def test_what_is_no_onnx_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
-    with pytest.raises(NotOnnxError, match="m.onnx "):
+    with pytest.raises(NotOnnxError, match=r"m.onnx "):
         gradcut.load(path)
 
 
@@ -117,10 +117,10 @@ def test_weights_beside_the_file(external: Path) -> None:
 
 def test_missing_and_short(external: Path) -> None:
     (external.parent / "w.bin").write_bytes(bytes(5))
-    with pytest.raises(ExternalDataError, match="tensor 'w' needs 8 bytes of 'w.bin', which has 5"):
+    with pytest.raises(ExternalDataError, match=r"tensor 'w' needs 8 bytes of 'w.bin', which has 5"):
         gradcut.load(external)
     (external.parent / "w.bin").unlink()
-    with pytest.raises(ExternalDataError, match="tensor 'w' needs 'w.bin', which is not beside the model"):
+    with pytest.raises(ExternalDataError, match=r"tensor 'w' needs 'w.bin', which is not beside the model"):
         gradcut.load(external)
 
 
@@ -168,5 +168,7 @@ def test_a_model_opened_through_a_link(external: Path) -> None:
 
 
 def test_a_proto_must_hold_its_weights(external: Path) -> None:
-    with pytest.raises(ExternalDataError, match="tensor 'w' lies outside the proto, in 'w.bin'; give the model's path"):
+    with pytest.raises(
+        ExternalDataError, match=r"tensor 'w' lies outside the proto, in 'w.bin'; give the model's path"
+    ):
         gradcut.load(onnx.load(external, load_external_data=False))

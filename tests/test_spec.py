@@ -204,7 +204,7 @@ def test_freezes_survive_binary_and_text(tmp_path) -> None:
 
 
 def test_what_cannot_be_frozen_is_an_error() -> None:
-    with pytest.raises(gradcut.errors.PatternError, match="'w9' matches no parameter and no module scope. Nearest: "):
+    with pytest.raises(gradcut.errors.PatternError, match=r"'w9' matches no parameter and no module scope. Nearest: "):
         gradcut.freeze(model(), "w9")
     with pytest.raises(gradcut.errors.PatternError):
         gradcut.unfreeze(model(), "x")

@@ -271,7 +271,8 @@ def second(model: onnx.ModelProto, of: str, wrt: str, feeds: dict, stop_at: tupl
 
 def test_the_second_order_is_torchs() -> None:
     text = """g (double[2,3] x) => (double[2,2] y) <double[3,2] w = {1, -1, 0.5, 2, 0.1, -0.3}> {
-        a = Tanh (x)  m = MatMul (a, w)  s = Sigmoid (m)  l = Exp (s)  q = Mul (l, m)  y = Sqrt (l) z = Add (q, y) }"""
+        a = Tanh (x)  m = MatMul (a, w)  s = Sigmoid (m)  l = Exp (s)  q = Mul (l, m)
+        y = Sqrt (l) z = Add (q, y) }"""
     text = text.replace("(double[2,2] y)", "(double[2,2] z)")
     x = np.linspace(-1, 1, 6).reshape(2, 3)
     t, w = torch.tensor(x, requires_grad=True), torch.tensor([[1, -1], [0.5, 2], [0.1, -0.3]], dtype=torch.float64)
@@ -327,7 +328,9 @@ def test_forward_and_backward_share_one_draw() -> None:
     assert np.array_equal(dx, np.ones(64))
 
 
-@pytest.mark.parametrize("draw", ["Dropout (x, r, t)", "RandomNormalLike (x)", "RandomUniformLike (x)", "Bernoulli (x)"])
+@pytest.mark.parametrize(
+    "draw", ["Dropout (x, r, t)", "RandomNormalLike (x)", "RandomUniformLike (x)", "Bernoulli (x)"]
+)
 def test_two_equal_draws_are_two(draw: str) -> None:
     text = f"""g (float[64] x) => (float[64] y) <float r = {{0.5}}, bool t = {{1}}> {{
         p = {draw}  q = {draw}  a = Mul (p, x)  y = Sub (a, q) }}"""
@@ -359,10 +362,15 @@ def test_the_draw_that_a_backward_reads_is_the_forwards() -> None:
         (["i"], "{}: 'i' is INT64; only floats carry a gradient"),
         (["MatMul_h"], "{}: there is no value 'MatMul_h'."),
         ("y", "{} takes a list of names, not the text 'y'"),
+        (["q"], "{}: 'q' is sequence; only floats carry a gradient"),
+        ([1], "{}: 1 is no name of a value"),
+        (None, "{} is empty; name at least one value"),
     ],
 )
 def test_what_cannot_be_asked(which: str, asked: list[str], message: str) -> None:
-    model = parse(LINEAR.replace("h = MatMul (x, w)", "i = Cast <to = 7> (x)  h = MatMul (x, w)"))
+    model = parse(
+        LINEAR.replace("h = MatMul (x, w)", "i = Cast <to = 7> (x)  q = SequenceConstruct (x)  h = MatMul (x, w)")
+    )
     question = {"of": ["y"], "wrt": ["x"], which: asked}
     for ask in (gradcut.vjp, gradcut.analyze):
         with pytest.raises(gradcut.errors.SpecError) as raised:
@@ -373,19 +381,20 @@ def test_what_cannot_be_asked(which: str, asked: list[str], message: str) -> Non
 
 def test_a_value_inside_a_branch_cannot_be_asked_for() -> None:
     text = """g (bool c, float[2] x) => (float[2] y) {
-        y = If (c) <then_branch = a () => (float[2] p) { p = Relu (x) }, else_branch = b () => (float[2] q) { q = Neg (x) }> }"""
+        y = If (c) <then_branch = a () => (float[2] p) { p = Relu (x) }, else_branch = b () => (float[2] q) {
+            q = Neg (x) }> }"""
     with pytest.raises(gradcut.errors.SpecError, match="there is no value 'p'"):
         gradcut.vjp(parse(text), wrt=["p"], of=["y"])
 
 
 def test_a_pattern_that_stops_nothing_is_an_error() -> None:
-    with pytest.raises(gradcut.errors.PatternError, match="'hh' matches no value and no module scope. Nearest: h"):
+    with pytest.raises(gradcut.errors.PatternError, match=r"'hh' matches no value and no module scope. Nearest: h"):
         gradcut.vjp(parse(SQUARE), wrt=["x"], of=["y"], stop_at="hh")
 
 
 def test_an_operator_without_a_rule_on_an_active_path_is_refused_by_name() -> None:
     text = "g (float[1,2,2] x) => (float[1] y) { [here] y = Det (x) }"
-    with pytest.raises(gradcut.errors.NoGradientError, match="node 'here' \\(Det, opset 21\\)") as raised:
+    with pytest.raises(gradcut.errors.NoGradientError, match=r"node 'here' \(Det, opset 21\)") as raised:
         gradcut.vjp(parse(text), wrt=["x"], of=["y"])
     assert (raised.value.node, raised.value.op, raised.value.opset) == ("here", "Det", 21)
 
@@ -399,7 +408,8 @@ def test_an_operator_without_a_rule_behind_a_mark_is_no_matter() -> None:
 def test_a_control_flow_node_is_never_differentiated_in_silence() -> None:
     """It reads x only from inside its branches; whoever cannot differentiate it must say so."""
     text = """g (bool c, float[2] x) => (float[2] y) {
-        y = If (c) <then_branch = a () => (float[2] p) { p = Mul (x, x) }, else_branch = b () => (float[2] q) { q = Neg (x) }> }"""
+        y = If (c) <then_branch = a () => (float[2] p) {
+            p = Mul (x, x) }, else_branch = b () => (float[2] q) { q = Neg (x) }> }"""
     try:
         taken, other = (gradients(parse(text), {"c": c, "x": [3, 1]}, ["x"], ["y"])[0] for c in (True, False))
     except gradcut.errors.NoGradientError:
@@ -419,7 +429,7 @@ def test_a_proto_whose_weights_are_elsewhere_is_an_error_and_its_path_is_not(tmp
     weight.CopyFrom(onnx.numpy_helper.from_array(np.float32([2, 5]), "w"))
     path = tmp_path / "m.onnx"
     onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
-    with pytest.raises(gradcut.errors.ExternalDataError, match="tensor 'w' .* give the model's path instead"):
+    with pytest.raises(gradcut.errors.ExternalDataError, match=r"tensor 'w' .* give the model's path instead"):
         gradcut.vjp(onnx.load(path, load_external_data=False), wrt=["x"], of=["y"])
     derived = gradcut.vjp(path, wrt=["x"], of=["y"])
     assert run(derived, {"x": [1, 1], "y_grad": [1, 1]})[1].tolist() == [2, 5]
@@ -444,7 +454,8 @@ def test_what_is_given_is_not_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 18, 20, 21, 22, 23, 24, 25, 26])
 def test_every_opset_taken_gives_a_valid_result_at_21_or_above(opset: int) -> None:
-    text = "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> { h = MatMul (x, w)  y = Softmax <axis = 1> (h) }"
+    text = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> {
+        h = MatMul (x, w)  y = Softmax <axis = 1> (h) }"""
     derived = gradcut.vjp(parse(text, opset=opset, ir_version=7 if opset < 14 else 10), wrt=["x", "w"], of=["y"])
     assert {o.version for o in derived.opset_import if not o.domain} == {max(opset, 21)}
     onnx.checker.check_model(derived, full_check=True)
@@ -460,7 +471,8 @@ def test_a_function_with_a_rule_of_its_own_is_kept_and_brought_to_the_opset() ->
     text = """g (float[2] x) => (float[2] y) { h = my.ops.Swoosh <factor = 2.0> (x)  y = Neg (h) }
         <domain: "my.ops", opset_import: ["" : 17]>
         Swoosh <factor> (X) => (Y) {
-            c = Constant <value_float: float = @factor> ()  s = ReduceMax <keepdims = 0, axes = [0]> (X)  m = Mul (X, c)  Y = Add (m, s) }"""
+            c = Constant <value_float: float = @factor> ()  s = ReduceMax <keepdims = 0, axes = [0]> (X)
+            m = Mul (X, c)  Y = Add (m, s) }"""
     model = parse(text, opset=17, ir_version=8, also=', "my.ops" : 1')
     derived = gradcut.vjp(model, wrt=["x"], of=["y"])
     y, dx = run(derived, {"x": [1, 2], "y_grad": [1, 1]})

@@ -67,7 +67,8 @@ def expand(b: Builder, node: ir.Node) -> ir.Value:
 
 def calls(model: ir.Model) -> Iterator[ir.Node]:
     """Every node of the dialect: in the main graph, in the graphs inside it, in the bodies of functions."""
-    for body in (model.graph, *model.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
         for node in body.all_nodes():
             if node.domain == DOMAIN:
                 yield node

@@ -16,6 +16,9 @@ from gradcut.lowering.registry import Call, lowering
 from gradcut.lowering.window import Window, compacted, flat_index, row_major
 from gradcut.ops import Builder
 
+#: Channels that the runtime's blocked layout takes at once; a Conv with fewer results stays in the plain layout.
+_BLOCK = 16
+
 
 @dataclass(frozen=True)
 class _Input:
@@ -134,7 +137,13 @@ def _reversed_cost(i: _Input) -> float:
     if _reversed_pads(i) is None:
         return cost.NEVER
     columns = i.batch * i.rows * i.window.taps * i.window.places
-    convolve = cost.convolution(2 * columns * i.columns, columns, i.weights, i.batch, i.constant)
+    operations = 2 * columns * i.columns
+    if i.columns == i.rows // i.group == 1:
+        convolve = cost.depthwise_convolution(columns)
+    elif i.constant and i.group == 1 and i.columns >= _BLOCK:
+        convolve = cost.blocked_convolution(operations, i.weights, i.batch)
+    else:
+        convolve = cost.convolution(operations, columns, i.weights, i.batch)
     if i.constant:
         return convolve
     return convolve + (cost.reverse_weight(i.weights) if i.window.taps > 1 else cost.transpose(i.weights))
@@ -144,8 +153,8 @@ def _reversed_cost(i: _Input) -> float:
 def reversed_kernel(b: Builder, call: Call) -> ir.Value:
     """At stride 1: Conv of dY with W reversed in space and its channels swapped, within groups.
 
-    Good for a frozen W: the runtime computes the kernel once, when it loads the graph, and lays it out in blocks: 0.9 at
-    56x56 to 16x16, 1.0 at 14x14, depthwise 0.95. For one that trains where it is small: 1x1 0.8, depthwise 1.7.
+    Good for a frozen W: the runtime computes the kernel once, when it loads the graph, and lays it out in blocks: 0.9
+    at 56x56 to 16x16, 1.0 at 14x14, depthwise 0.95. For one that trains where it is small: 1x1 0.8, depthwise 1.7.
     """
     i = _sizes(call)
     window = i.window

@@ -171,11 +171,11 @@ def _rows_cost(w: _Weight) -> float:
 
 @lowering("ConvWeightGrad", _costed(_rows_cost))
 def rows(b: Builder, call: Call) -> ir.Value:
-    """Rows of the kernel as shifts of dY, kernel columns as shifts of X: [M Kh, H W] times [H W, Kw C], per image and group.
+    """Rows of the kernel as shifts of dY, its columns as shifts of X: [M Kh, H W] times [H W, Kw C].
 
-    Three copies of each operand where windows make nine of X, and products three times as wide. Good for large images
-    and stride 1: 64 channels 56x56 1.3 (taps 2.1), 128 channels 28x28 1.25, 256 channels 14x14 1.27, batch 32 of
-    16x16 1.45; depthwise 2.4 to 4.9 (the swapped convolution 4.6 to 10, Mul with ReduceSum 3.6 to 8).
+    One product per image and block of groups; three copies of each operand where windows make nine of X, and products
+    three times as wide. Good for large images and stride 1: 64 channels 56x56 1.3 (taps 2.1), 128 channels 28x28 1.25,
+    batch 32 of 16x16 1.45; depthwise 2.4 to 4.9 (the swapped convolution 4.6 to 10, Mul with ReduceSum 3.6 to 8).
     """
     w = _sizes(call)
     window, count = w.window, w.group // w.packed
@@ -231,7 +231,7 @@ def _volume_cost(w: _Weight) -> float:
 
 
 def _flat_convolution(operations: int, columns: int) -> float:
-    return cost.convolution(operations, columns, 0, 0, constant=False)
+    return cost.convolution(operations, columns, 0, 0)
 
 
 def _volume_pads(window: Window) -> list[int] | None:
@@ -242,7 +242,7 @@ def _volume_pads(window: Window) -> list[int] | None:
 
 @lowering("ConvWeightGrad", _costed(_volume_cost))
 def volume(b: Builder, call: Call) -> ir.Value:
-    """X as one image [1, N, C, *H] convolved over (C, *H) with dY as the kernel [M, N, 1, *O]; stride and dilation swap.
+    """X as one image [1, N, C, *H] convolved over (C, *H) with dY as the kernel [M, N, 1, *O].
 
     Good for few channels: the 7x7 stride 2 stem 1.8 (taps 5 to 6). 64 channels 56x56 2.7.
     """

@@ -1,7 +1,7 @@
 """Adjoints of pooling, as x of torch's own kernel on one thread.
 
-MaxPoolGrad of windows that overlap keeps its reference, ScatterElements on the flat tensor: 2.6 to 3.5; sets of windows that
-do not overlap, each by MaxUnpool, took 8.
+MaxPoolGrad of windows that overlap keeps its reference, ScatterElements on the flat tensor: 2.6 to 3.5; sets of windows
+that do not overlap, each by MaxUnpool, took 8.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from gradcut.lowering.registry import Call, lowering
 from gradcut.lowering.window import Window
 from gradcut.ops import Builder
 
-_SCATTER = 6.0  # per update of ScatterElements on a flat tensor
 _UNPOOL = 0.45  # per element of MaxUnpool's result
 _RESIZE = 0.26  # per element of a nearest Resize's result
 _SPREAD = 0.6  # per element of the columns of a ConvTranspose by channel
@@ -105,9 +104,9 @@ def averaged(b: Builder, call: Call) -> ir.Value:
     """At stride 1 the sum over the windows that reach a place is itself a pool: 3x3 0.16 (by ConvTranspose 0.3)."""
     window = _window(call)
     assert window is not None
-    mean = b.AveragePool(call[0], kernel_shape=window.kernel, pads=_full_pads(window), count_include_pad=1)
-    mean.shape = call.output.shape
-    return mean * float(window.taps)
+    shared = {"kernel_shape": window.kernel, "pads": _full_pads(window), "count_include_pad": 1}
+    mean = b.op("AveragePool", call[0], shape=call.output.shape, **shared)
+    return b.Mul(mean, float(window.taps))
 
 
 def _spread_cost(call: Call) -> float:

@@ -116,7 +116,7 @@ def flat_index(b: Builder, tables: Sequence[Table], strides: Sequence[int], limi
 
 
 def compacted(reads: Table, tap: int, output: int) -> Table:
-    """[place, tap] -> output or -1, without its gaps: [place, most] -> `tap` * its tap + `output` * its output, or -1."""
+    """[place, tap] -> output or -1, without gaps, as [place, most]: `tap` * its tap + `output` * its output."""
     rows = [[tap * t + output * o for t, o in enumerate(row) if o >= 0] for row in reads.tolist()]
     most = max(1, *map(len, rows))
     return np.array([row + [-1] * (most - len(row)) for row in rows], dtype=np.int64)

@@ -29,11 +29,11 @@ from gradcut.runtime.widen import Array, Run, reference, runtime, widen
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns
 
+NAN, RUNTIME = float("nan"), "onnxruntime"
 #: Relative error allowed, by the dtype that the backward computes in.
+_RELATIVE = {"float64": 1e-6, "float32": 5e-4, "float16": 3e-2, "bfloat16": 2e-1}
 #: Error allowed for u and v of length 1, where a gradient is nearly zero.
 _ROUNDING = {"float64": 2e-14, "float32": 5e-7, "float16": 3e-4, "bfloat16": 2e-3}
-NAN = float("nan")
-_RELATIVE = {"float64": 1e-6, "float32": 5e-4, "float16": 3e-2, "bfloat16": 2e-1}
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,14 @@ def check_gradients(
     wanted = list(wrt if wrt is not None else _every_value(work))
     emitted = Backward(vjp(model, wanted, asked, stop_at), len(asked), backward)
     shapes = differences.base if differences is not None else _forward(work, arrays, asked)
-    cotangents = [_cotangent(seed, name, shapes[name], emitted.dtype(name)) for name in asked]
+    cotangents = [_cotangent(seed, name, shapes[name], emitted.dtype(at)) for at, name in enumerate(asked)]
     outputs, gradients, draws = emitted(arrays, cotangents)
     if not gradients:
         gone = tuple(ValueCheck(name, NAN, NAN, 0.0, False, "the backward could not be run") for name in wanted)
         return CheckReport(gone, tuple(asked), seed, directions, "", emitted.place, tuple(emitted.notes))
     if differences is None:
         differences = Differences(work, arrays, asked, wanted, draws=draws, like=outputs, seed=seed)
-    check = _Check(differences, cotangents, directions, emitted)
+    check = _Check(differences, cotangents, directions, exact=emitted.place != RUNTIME)
     values = tuple(check.value(name, gradient) for name, gradient in zip(wanted, gradients, strict=True))
     notes = (*differences.notes, *emitted.notes)
     return CheckReport(values, tuple(asked), seed, directions, differences.place, emitted.place, notes)
@@ -157,25 +157,24 @@ class Backward:
     def __init__(self, proto: onnx.ModelProto, count: int, how: str) -> None:
         self.proto, self.count, self.notes = proto, count, list[str]()
         self.cotangents = [value.name for value in proto.graph.input[-count:]]
-        self._kinds = {v.name: v.type.tensor_type.elem_type for v in (*proto.graph.input, *proto.graph.output)}
+        self._kinds = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
         self._total = len(proto.graph.output)
         self._draws = expose_draws(proto)
-        self.place, self._run = "onnxruntime", None if how == "reference" else self._in_runtime()
+        self.place, self._run = RUNTIME, None if how == "reference" else self._in_runtime()
         if self._run is None:
             self.place = "float64 in onnx's reference evaluator"
             self._run = reference(ir.to_proto(widen(ir.from_proto(proto))))
 
-    def dtype(self, output: str) -> np.dtype[np.generic]:
-        """The dtype of the cotangent of an output, told by its position."""
-        kind = self._kinds.get(output) or self._kinds[self.cotangents[0]]
-        return ir.DataType(kind).numpy()
+    def dtype(self, position: int) -> np.dtype[np.generic]:
+        """The dtype of the cotangent of an output."""
+        return ir.DataType(self._kinds[self.cotangents[position]]).numpy()
 
     def __call__(
         self, feeds: Mapping[str, Array], cotangents: Sequence[Array]
     ) -> tuple[list[Array], list[Array], dict[str, Array]]:
         """Outputs, gradients and draws."""
         arrays = {**feeds, **dict(zip(self.cotangents, cotangents, strict=True))}
-        if self.place != "onnxruntime":
+        if self.place != RUNTIME:
             arrays = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in arrays.items()}
         assert self._run is not None
         try:
@@ -197,11 +196,9 @@ class Backward:
 
 
 class _Check:
-    def __init__(
-        self, differences: Differences, cotangents: Sequence[Array], directions: int, emitted: Backward
-    ) -> None:
+    def __init__(self, differences: Differences, cotangents: Sequence[Array], directions: int, *, exact: bool) -> None:
         self.differences, self.cotangents, self.directions = differences, cotangents, directions
-        self.exact = emitted.place != "onnxruntime"
+        self.exact = exact
 
     def value(self, name: str, gradient: Array) -> ValueCheck:
         """The worst direction of one wanted value."""

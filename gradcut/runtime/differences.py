@@ -52,6 +52,10 @@ class Slope:
     def central(self) -> float:
         return (self.left + self.right) / 2
 
+    @property
+    def jump(self) -> float:
+        return abs(self.right - self.left)
+
 
 class Differences:
     """Slopes of `of` by each of `wrt` at one point. Evaluations are kept, so slopes for other cotangents are free.
@@ -102,20 +106,21 @@ class Differences:
         """The derivative of ``<cotangents, of>`` by `name` along its direction number `index`.
 
         Where both sides differ, the step is made smaller, then another direction is taken. At a kink each side keeps
-        its slope whatever the step is; where they jump about it is the rounding of the model.
+        its slope however small the step is; where they drift apart with it, it is the rounding of the model.
         """
         for attempt in range(3):
-            number = index + 1000 * attempt
-            wide = self._slope(name, number, self._step, cotangents)
-            if not wide.kink:
-                return wide
-            fine = self._slope(name, number, self._step / 10, cotangents)
-            if not fine.kink or abs(fine.right - fine.left) < 0.3 * abs(wide.right - wide.left):
-                return replace(fine, kink=False)
-        if max(abs(fine.left - wide.left), abs(fine.right - wide.right)) < 0.3 * abs(fine.right - fine.left):
-            return fine
-        coarse = self._slope(name, number, max(self._step, _WIDE_STEP), cotangents)
-        return replace(coarse, kink=False, coarse=True)
+            tried: list[Slope] = []
+            for step in (self._step, self._step / 10, self._step / 100):
+                slope = self._slope(name, index + 1000 * attempt, step, cotangents)
+                if slope.coarse:
+                    return self._coarse(name, index, cotangents)
+                if not slope.kink or (tried and _converges(tried[-1], slope)):
+                    return replace(slope, kink=False)
+                tried.append(slope)
+        return self._coarse(name, index, cotangents) if tried[-1].jump > 2 * tried[0].jump else tried[-1]
+
+    def _coarse(self, name: str, number: int, cotangents: Sequence[Array]) -> Slope:
+        return replace(self._slope(name, number, max(self._step, _WIDE_STEP), cotangents), kink=False, coarse=True)
 
     def _slope(self, name: str, number: int, step: float, cotangents: Sequence[Array]) -> Slope:
         base = self.base[name]
@@ -133,7 +138,8 @@ class Differences:
         size = sum(float(np.linalg.norm(u)) * _norm(y) for u, y in zip(cotangents, here, strict=True))
         noise = 30 * _EPS[str(self._dtype)] * size / step
         kink = abs(right - left) > 1e-3 * max(abs(right), abs(left)) + noise
-        return Slope(left, right, noise, direction, kink)
+        coarse = self._dtype == np.float64 and all(map(_looks_rounded, up, here))
+        return Slope(left, right, noise, direction, kink, coarse)
 
     def _direction(self, name: str, number: int, shape: tuple[int, ...]) -> Array:
         return np.random.default_rng([self.seed, zlib.crc32(name.encode()), number]).standard_normal(shape)
@@ -259,6 +265,17 @@ def _inner(cotangents: Sequence[Array], high: Sequence[Array], low: Sequence[Arr
         with np.errstate(invalid="ignore"):
             total += float(np.sum(u.astype(np.float64) * np.where(a == b, 0.0, a - b)))
     return total
+
+
+def _converges(wide: Slope, fine: Slope) -> bool:
+    """Whether the sides only differed by the curvature, which a smaller step takes away."""
+    return fine.jump < 0.3 * wide.jump and abs(fine.central - wide.central) <= 0.05 * wide.jump + fine.noise
+
+
+def _looks_rounded(moved: Array, here: Array) -> bool:
+    """Whether every element that moved is a float32 number, which a float64 one almost never is."""
+    changed = moved[moved != here]
+    return bool(changed.size) and bool(np.all(changed.astype(np.float32) == changed))
 
 
 def _norm(y: Array) -> float:

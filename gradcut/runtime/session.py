@@ -276,5 +276,6 @@ def _check_fits(tensors: Mapping[str, Array], slots: Mapping[str, Slot], path: s
         have = slots[name].array
         if array.shape != have.shape or array.dtype != have.dtype:
             raise CheckpointError(
-                f"{path}: {name!r} is {array.dtype}{list(array.shape)}, and the model's is {have.dtype}{list(have.shape)}"
+                f"{path}: {name!r} is {array.dtype}{list(array.shape)}, "
+                f"and the model's is {have.dtype}{list(have.shape)}"
             )

@@ -24,44 +24,51 @@ def imported(text: str, **options: object) -> ir.Model:
 # --- opsets --------------------------------------------------------------------------------------------------
 
 IMAGE = SEEDED.normal(size=(1, 2, 4, 6)).astype(np.float32)
-#: Models whose operators changed between the opsets, each with the opsets it is written for.
-CONVERTED = {
-    "softmax by matrix": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Softmax <axis = 1> (x) }", (7, 9, 11, 12)),
-    "softmax default": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = LogSoftmax (x) }", (7, 11, 12, 13, 20)),
-    "hardmax": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Hardmax (x) }", (7, 9, 11, 12, 13)),
-    "hardmax axis": ("g (float[N,2,M,6] x) => (float[N,2,M,6] y) { y = Hardmax <axis = 2> (x) }", (9, 11, 13)),
-    "hardmax of the batch": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Hardmax <axis = 0> (x) }", (11,)),
-    "reduce": ("g (float[1,2,4,6] x) => (float[1,2,4] y) { y = ReduceSum <axes = [3], keepdims = 0> (x) }", (7, 11, 12)),
-    "reduce mean": ("g (float[1,2,4,6] x) => (float[1,2,1,1] y) { y = ReduceMean <axes = [2, -1]> (x) }", (11, 13, 17)),
-    "clip": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Clip <min = -0.5, max = 0.5> (x) }", (7, 9, 10)),
-    "squeeze": ("g (float[1,2,4,6] x) => (float[2,4,6,1] y) { s = Squeeze <axes = [0]> (x)  y = Unsqueeze <axes = [3]> (s) }", (9, 11, 12)),
-    "pad": ("g (float[1,2,4,6] x) => (float[1,2,6,6] y) { y = Pad <pads = [0,0,1,0,0,0,1,0], value = 2.0> (x) }", (7, 10)),
-    "slice": ("g (float[1,2,4,6] x) => (float[1,2,2,6] y) { y = Slice <axes = [2], starts = [1], ends = [3]> (x) }", (7, 9)),
-    "split": ("g (float[1,2,4,6] x) => (float[1,2,4,3] y) { y, z = Split <axis = 3> (x) }", (7, 11, 13, 17)),
-    "top k": ("g (float[1,2,4,6] x) => (float[1,2,4,2] y) { y, i = TopK <k = 2> (x) }", (7, 9)),
-    "dropout": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = Dropout <ratio = 0.7> (x) }", (7, 10, 11)),
-    "gemm": ("g (float[1,2,4,6] x) => (float[2,3] y) <float[24,3] w, float[3] c = {1, 2, 3}> { f = Flatten <axis = 2> (x)  y = Gemm (f, w, c) }", (7, 9, 11, 13)),
-    "upsample nearest": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Upsample <mode = "nearest"> (x, s) }', (9,)),
-    "upsample linear": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Upsample <mode = "linear"> (x, s) }', (9,)),
-    "resize nearest": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Resize <mode = "nearest"> (x, s) }', (10,)),
-    "resize linear": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Resize <mode = "linear"> (x, s) }', (10,)),
-    "resize linear computed": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 1, 0.75}, float[4] t = {1, 1, 2, 2}> { p = Mul (s, t)  y = Resize <mode = "linear"> (x, p) }', (10,)),
-    "resize 11": ('g (float[1,2,4,6] x) => (float[1,2,8,9] y) <float[4] s = {1, 1, 2, 1.5}> { y = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (x, , s) }', (13, 18)),
-    "average pool": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x) }", (7, 10, 11, 19)),
-    "batch normalization": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) <float[2] s = {1, 2}, float[2] v = {1, 4}> { y = BatchNormalization (x, s, s, s, v) }", (7, 9, 13, 14, 15)),
-    "cast and compare": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) { b = Greater (x, x)  c = Cast <to = 1> (b)  y = Add (c, x) }", (7, 9, 11, 13, 19)),
-    "old broadcasting": ("g (float[1,2,4,6] x) => (float[1,2,4,6] y) <float[4,1] w = {1, 2, 3, 4}> { y = Mul (x, w) }", (7, 13, 14)),
-    "if": ("g (bool c, float[1,2,4,6] x) => (float[1,2,4,6] y) { y = If (c) <then_branch = a () => (float[1,2,4,6] p) { p = Softmax <axis = 1> (x) }, else_branch = b () => (float[1,2,4,6] q) { q = Neg (x) }> }", (9, 11, 13, 19)),
-}  # fmt: skip
+WEIGHT = ", ".join(f"{value:.3f}" for value in SEEDED.normal(size=72))
+BRANCHES = """y = If (c) <then_branch = a () => (float[1,2,4,6] p) { p = Softmax <axis = 1> (x) },
+                          else_branch = b () => (float[1,2,4,6] q) { q = Neg (x) }>"""
+HALF_PIXEL = '<mode = "linear", coordinate_transformation_mode = "half_pixel">'
+FULL, WIDE = "1,2,4,6", "1,2,8,9"
+#: Nodes whose operators changed between opsets, the shape of y, and the opsets that they are written for.
+CONVERTED = [
+    ("y = Softmax <axis = 1> (x)", FULL, (7, 9, 11, 12)),
+    ("y = LogSoftmax (x)", FULL, (7, 11, 12, 13, 20)),
+    ("y = Hardmax (x)", FULL, (7, 9, 11, 12, 13)),
+    ("y = Hardmax <axis = 2> (x)", "N,2,M,6", (9, 11, 13)),
+    ("y = Hardmax <axis = 0> (x)", FULL, (11,)),
+    ("h = Hardmax <axis = 3> (x)  y = Neg (h)", FULL, (11, 12)),
+    ("y = ReduceSum <axes = [3], keepdims = 0> (x)", "1,2,4", (7, 11, 12)),
+    ("y = ReduceMean <axes = [2, -1]> (x)", "1,2,1,1", (11, 13, 17)),
+    ("y = Clip <min = -0.5, max = 0.5> (x)", FULL, (7, 9, 10)),
+    ("q = Squeeze <axes = [0]> (x)  y = Unsqueeze <axes = [3]> (q)", "2,4,6,1", (9, 11, 12)),
+    ("y = Pad <pads = [0,0,1,0,0,0,1,0], value = 2.0> (x)", "1,2,6,6", (7, 10)),
+    ("y = Slice <axes = [2], starts = [1], ends = [3]> (x)", "1,2,2,6", (7, 9)),
+    ("y, z = Split <axis = 3> (x)", "1,2,4,3", (7, 11, 13, 17)),
+    ("y, i = TopK <k = 2> (x)", "1,2,4,2", (7, 9)),
+    ("y = Dropout <ratio = 0.7> (x)", FULL, (7, 10, 11)),
+    ("f = Flatten <axis = 3> (x)  y = Gemm (f, w, r)", "8,12", (7, 9, 11, 13)),
+    ('y = Upsample <mode = "nearest"> (x, s)', WIDE, (9,)),
+    ('y = Upsample <mode = "linear"> (x, s)', WIDE, (9,)),
+    ('y = Resize <mode = "nearest"> (x, s)', WIDE, (10,)),
+    ('y = Resize <mode = "linear"> (x, s)', WIDE, (10,)),
+    ('p = Mul (s, s)  t = Sqrt (p)  y = Resize <mode = "linear"> (x, t)', WIDE, (10,)),
+    (f"y = Resize {HALF_PIXEL} (x, , s)", WIDE, (13, 18)),
+    ("y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)", FULL, (7, 10, 11, 19)),
+    ("y = BatchNormalization (x, v, v, v, v)", FULL, (7, 9, 13, 14, 15)),
+    ("b = Greater (x, x)  c1 = Cast <to = 1> (b)  y = Add (c1, x)", FULL, (7, 9, 11, 13, 19)),
+    ("y = Mul (x, column)", FULL, (7, 13, 14)),
+    (BRANCHES, FULL, (9, 11, 13, 19)),
+]
+CONSTANTS = f"""float[6,12] w = {{{WEIGHT}}}, float[1] r = {{2}}, float[4] s = {{1, 1, 2, 1.5}}, float[2] v = {{1, 4}},
+    float[4,1] column = {{1, 2, 3, 4}}"""
 
 
-@pytest.mark.parametrize(
-    ("text", "opset"), [pytest.param(text, o, id=f"{name}-{o}") for name, (text, at) in CONVERTED.items() for o in at]
-)
-def test_a_converted_model_computes_the_same(text: str, opset: int) -> None:
-    weight = ", ".join(f"{value:.3f}" for value in SEEDED.normal(size=72))
-    given = parse(text.replace("float[24,3] w", f"float[24,3] w = {{{weight}}}"), opset=opset, ir_version=4 if opset < 11 else 8)
-    feeds = {"x": IMAGE, **({"c": np.array(True)} if "bool c" in text else {})}
+@pytest.mark.parametrize(("nodes", "shape", "opset"), [(n, s, opset) for n, s, opsets in CONVERTED for opset in opsets])
+def test_a_converted_model_computes_the_same(nodes: str, shape: str, opset: int) -> None:
+    inputs = "float[1,2,4,6] x" + (", bool c" if "If" in nodes else "")
+    text = f"g ({inputs}) => (float[{shape}] y) <{CONSTANTS}> {{ {nodes} }}"
+    given = parse(text, opset=opset, ir_version=4 if opset < 11 else 8)
+    feeds = {"x": IMAGE, **({"c": np.array(True)} if "If" in nodes else {})}
     expected = session(given).run(None, feeds)
     model = ir.from_proto(given)
     Import()(model)
@@ -93,7 +100,8 @@ def test_the_other_name_of_the_standard_domain() -> None:
 
 
 def test_metadata_names_and_weights_live_through_a_conversion() -> None:
-    text = "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> { [mm] h = MatMul (x, w)  y = Dropout <ratio = 0.5> (h) }"
+    text = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> {
+        [mm] h = MatMul (x, w)  y = Dropout <ratio = 0.5> (h) }"""
     given = ir.from_proto(parse(text, opset=11, props='"who" : "me"'))
     given.graph[0].metadata_props["scope"] = "head"
     given.graph.initializers["w"].metadata_props["kind"] = "PARAMETER"
@@ -124,9 +132,13 @@ def test_functions_are_inlined_and_marks_come_out_of_them(opset: int) -> None:
 
 
 def test_functions_within_functions() -> None:
-    text = "g (float[2] x) => (float[2] y) { y = my.Outer (x) }" + BLOCK % 21 + """
+    text = (
+        "g (float[2] x) => (float[2] y) { y = my.Outer (x) }"
+        + BLOCK % 21
+        + """
         <domain: "my", opset_import: ["" : 21, "my" : 1]>
         Outer (A) => (B) { u = my.Block (A)  B = my.Block (u) }"""
+    )
     assert len(imported(text, also=', "my" : 1').graph) == 6
 
 
@@ -157,7 +169,8 @@ def test_unnamed_and_doubly_named_nodes_get_names() -> None:
 
 def test_names_inside_branches_are_unique_too() -> None:
     text = """g (bool c, float[2] x) => (float[2] y) {
-        y = If (c) <then_branch = a () => (float[2] o) { [n] o = Neg (x) }, else_branch = b () => (float[2] o) { [n] o = Exp (x) }> }"""
+        y = If (c) <then_branch = a () => (float[2] o) {
+            [n] o = Neg (x) }, else_branch = b () => (float[2] o) { [n] o = Exp (x) }> }"""
     assert sorted(node.name for node in imported(text).graph.all_nodes()) == ["If_y", "n", "n_2"]
 
 
@@ -168,7 +181,8 @@ def test_an_initializer_that_is_an_input_is_an_initializer() -> None:
 
 def test_constants_that_are_parameters_become_initializers_under_their_name() -> None:
     text = """g (float[2] x) => (float[2] y) {
-        w = Constant <value_floats = [3.0, 4.0]> ()  s = Constant <value_float = 2.0> ()  h = Mul (x, w)  y = Mul (h, s) }"""
+        w = Constant <value_floats = [3.0, 4.0]> ()  s = Constant <value_float = 2.0> ()  h = Mul (x, w)
+        y = Mul (h, s) }"""
     model = imported(text)
     assert model.graph.initializers["w"].const_value.numpy().tolist() == [3, 4]
     assert lines(model) == ["s = Constant <value_float: float = 2> ()", "h = Mul (x, w)", "y = Mul (h, s)"]

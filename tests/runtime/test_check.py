@@ -10,8 +10,10 @@ from onnx import parser
 
 import gradcut
 from gradcut.errors import FeedError, GradientCheckError, NoGradientError
+from gradcut.runtime import differences
 from gradcut.runtime.check import CheckReport, ValueCheck, check_gradients, require
 from gradcut.runtime.random_feeds import random_feeds
+from gradcut.runtime.widen import Run, reference
 from models import zoo
 
 
@@ -80,6 +82,16 @@ def test_float32_is_taken_where_nothing_runs_in_float64() -> None:
     report = require(check_gradients(proto, wrt=["x", "w"]))
     assert report.forward == "float32 in onnxruntime"
     assert len(report.notes) == 2
+
+
+def test_a_model_that_rounds_coarsely_gets_a_wide_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded(proto: onnx.ModelProto) -> Run:
+        run = reference(proto)
+        return lambda feeds: [output.astype(np.float32).astype(np.float64) for output in run(feeds)]
+
+    monkeypatch.setattr(differences, "_PLACES", (("float64 rounded", ir.DataType.DOUBLE, rounded, 1e-5),))
+    report = require(check_gradients(model("h = Sin(x) y = Exp(h)")))
+    assert report.values[0].note == "the model rounds coarsely here"
 
 
 def test_backward_in_float64_is_held_to_float64() -> None:
