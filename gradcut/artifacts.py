@@ -37,7 +37,7 @@ SHARED_BYTES = 1 << 16
 _ALIGNMENT = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingArtifacts:
     """A compiled training program.
 
@@ -106,6 +106,10 @@ class TrainingArtifacts:
         """Write ONNX Runtime Training's own checkpoint; see `gradcut.runtime.ort_training`."""
         # By name: the runtime is on a floor above, and not everyone has it.
         importlib.import_module("gradcut.runtime.ort_training").save_ort_checkpoint(self, path)
+
+    def __repr__(self) -> str:
+        place = "in memory" if self.folder is None else str(self.folder)
+        return f"<TrainingArtifacts: {len(self.trainable)} trainable tensors, {', '.join(self.graphs())}; {place}>"
 
     @property
     def trainable(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from gradcut.cost import Cost, estimate
 from gradcut.dialect import is_mark, reported_name
 from gradcut.errors import LossError, NothingTrainsError, SpecError
 from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, signature, step_graph
-from gradcut.ops import Names
+from gradcut.ops import Builder, Names
 from gradcut.optimizers import AdamW, Optimizer, parse_optimizer
 from gradcut.parameters import decide
 from gradcut.passes import (
@@ -36,7 +36,7 @@ from gradcut.passes import (
     StopGradient,
 )
 from gradcut.passes.base import ACTIVITY, FROZEN, GRADIENTS, LOSS, PIPELINE, TRAINABLE, read_json
-from gradcut.passes.importer import name_nodes
+from gradcut.passes.importer import inline, name_nodes
 from gradcut.passes.loss import attach_graph, split_path
 from gradcut.passes.pipeline import Watch, collection_held
 from gradcut.passes.propagate import main_values
@@ -129,7 +129,7 @@ def compile(
         strict=strict,
         batch_norm=batch_norm,
         dropout=dropout,
-        seed=int(seed),
+        seed=_seed(seed),
     )
     given = own(model)
     with collection_held():
@@ -148,6 +148,12 @@ def with_loss(
     if loss is not None and not isinstance(loss, str):
         attach_graph(work, own(loss), {}, "the loss graph")
     return work, head
+
+
+def _seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**63:
+        raise SpecError(f"seed is an integer of 64 bits, not {seed!r}")
+    return int(seed)
 
 
 def _optimizer(optimizer: Optimizer | str | None) -> Optimizer:
@@ -236,7 +242,7 @@ class _Compilation:
         for graph in graphs.values():
             _sign(graph, self.pipeline)
         return TrainingArtifacts(
-            model=self._marked(),
+            model=self._marked([one.name for one in trained]),
             **graphs,
             folder=None,
             tensors=self._tensors(trained),
@@ -250,19 +256,34 @@ class _Compilation:
             Lower(target=self.request.target),
             Emit(inputs=(*trained, *self.state)),
         )
-        return Pipeline(passes).run(self.forward.clone())
+        model = Pipeline(passes).run(self.forward.clone())
+        b = Builder(Names.of(model))
+        for position, value in enumerate(model.graph.outputs):
+            if value.producer() is None:  # an input or a weight, copied under the name it has in the training graph
+                copy = b.op("Identity", value, dtype=value.dtype, shape=value.shape)
+                copy.name = self.gradients["of"][value.name]
+                model.graph.outputs[position] = copy
+        model.graph.extend(b.nodes)
+        return model
 
-    def _marked(self) -> ir.Model:
-        """The model as it was given, with the marks and freezes that were asked for."""
-        unnamed = {node: node.name for node in self.given.graph.all_nodes()}
-        name_nodes(self.given)  # as the import named them, so that ``value->node`` finds them here too
-        found = [pattern for pattern in self.request.stop_at if _matches(pattern, self.given.graph)]
-        insert_marks(self.given, match_values(found, self.given.graph), "stop-at")
+    def _marked(self, trained: Sequence[str]) -> ir.Model:
+        """The model as it was given, with the marks and freezes that were asked for.
+
+        Its functions are inlined where what trains, or a mark, is inside one.
+        """
+        given, places = self.given, self.request.stop_at
+        known = main_values(given.graph)
+        if not (known.keys() >= set(trained) and all(_matches(pattern, given.graph) for pattern in places)):
+            inline(given)
+        unnamed = {node: node.name for node in given.graph.all_nodes()}
+        name_nodes(given)  # as the import named them, so that ``value->node`` finds them here too
+        found = [pattern for pattern in places if _matches(pattern, given.graph)]
+        insert_marks(given, match_values(found, given.graph), "stop-at")
         for node, name in unnamed.items():
             node.name = name
-        StopGradient()(self.given)
-        self.given.metadata_props[FROZEN] = self.forward.metadata_props.get(FROZEN, "[]")
-        return self.given
+        StopGradient()(given)
+        given.metadata_props[FROZEN] = self.forward.metadata_props.get(FROZEN, "[]")
+        return given
 
     def _tensors(self, trained: Sequence[Trained]) -> dict[str, np.ndarray]:
         """What the checkpoint starts with: every trained parameter, its slots as zeros, the state that moves."""
@@ -305,6 +326,7 @@ class _Compilation:
                 for one in trained
             ],
             "state": self.state,
+            "renamed": {now: name for name, now in self.gradients["of"].items() if now != name},
             "parameters": self._parameters({one.name for one in trained}),
             "batch_norm": self.modes,
             "unreached": {name: self.blocked[name] for name in self.gradients["unreached"]},

@@ -96,22 +96,23 @@ class CrossEntropy(Loss):
         if not self.label_smoothing:
             return likelihood
         log_prob = node.outputs[1]
-        log_prob.dtype, log_prob.shape = scores.dtype, scores.shape
-        return likelihood * (1.0 - self.label_smoothing) + self._smooth(b, log_prob, labels) * self.label_smoothing
+        log_prob.type, log_prob.shape = scores.type, scores.shape
+        smooth = b.Mul(self._smooth(b, log_prob, labels), self.label_smoothing)
+        return b.Add(b.Mul(likelihood, 1.0 - self.label_smoothing), smooth)
 
     def facts(self, output: ir.Value) -> dict[str, Any]:
         axis = self._axis(output)
         classes = output.shape[axis] if output.shape is not None else None
-        known = int(classes) if isinstance(classes, int) else None
+        known = classes if classes is None or isinstance(classes, int) else classes.value
         return {"classes": known, "axis": axis, "ignore_index": self.ignore_index}
 
     def _smooth(self, b: Builder, log_prob: ir.Value, labels: ir.Value) -> ir.Value:
         """The mean over classes of -log p, averaged over the labels that count."""
         counts = b.Not(b.Equal(labels, b.constant(self.ignore_index, ir.DataType.INT64)))
-        uniform = -b.op("ReduceMean", log_prob, b.ints([1]), keepdims=0)
+        uniform = b.Neg(b.op("ReduceMean", log_prob, b.ints([1]), keepdims=0))
         kept = b.Where(counts, uniform, b.scalar_like(0.0, uniform))
         number = b.ReduceSum(b.Cast(counts, to=log_prob.dtype), keepdims=0)
-        return b.ReduceSum(kept, keepdims=0) / number
+        return b.Div(b.ReduceSum(kept, keepdims=0), number)
 
     def _classes_second(self, b: Builder, output: ir.Value) -> ir.Value:
         """Scores as [N, C, ...]; a class axis that is last becomes [N, C], one row a label."""
@@ -157,6 +158,8 @@ class MSE(Loss):
         return b.op("ReduceMean", difference * difference, keepdims=0, shape=ir.Shape([]))
 
 
+#: The values that an option takes, by its annotation.
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 LOSSES: dict[str, type[Loss]] = {cls.name: cls for cls in (CrossEntropy, MSE)}
 
 
@@ -175,9 +178,9 @@ def parse_loss(spec: str) -> Loss:
     for key, value in options.items():
         if key not in known:
             raise LossError(f"{name} has no option {key!r}; it has {', '.join(known)}")
-        kind = {"int": int, "float": (int, float), "str": str}[str(known[key].type)]
+        kind = _KINDS[str(known[key].type)]
         if not isinstance(value, kind) or isinstance(value, bool):
-            if kind is not str:
+            if kind != (str,):
                 raise LossError(f"{name}: {key} is {known[key].type}, not {value!r}")
             options[key] = str(value)
     return cls(**options)  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ def _order_inputs(model: ir.Model, moving: Sequence[str]) -> None:
 def _order_outputs(model: ir.Model) -> None:
     """The next of what moves comes last."""
     nexts = set((read_json(model, STATE) or {}).values())
-    model.graph.outputs.sort(key=lambda value: value.name in nexts)
+    model.graph.outputs[:] = sorted(model.graph.outputs, key=lambda value: value.name in nexts)
 
 
 def to_input(graph: ir.Graph, name: str) -> ir.Value:

@@ -45,7 +45,7 @@ class Import(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         check_opset(model)
         declare(model)
-        _inline(model)
+        inline(model)
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
         _unshadow(model.graph)
@@ -71,7 +71,8 @@ def check_opset(model: ir.Model) -> None:
 # --- functions -----------------------------------------------------------------------------------------------
 
 
-def _inline(model: ir.Model) -> None:
+def inline(model: ir.Model) -> None:
+    """Put the bodies of functions in place of their calls; marks come out of them."""
     kept = [key for key in model.functions if _is_kept(key)]
     if len(kept) == len(model.functions):
         return
@@ -266,8 +267,8 @@ def _take_over_types(graph: ir.Graph, inferred: ir.Graph) -> None:
     found = ir.convenience.create_value_mapping(inferred, include_subgraphs=False)
     for name, value in ir.convenience.create_value_mapping(graph, include_subgraphs=False).items():
         if name in found:
-            value.type = found[name].type or value.type
-            value.shape = found[name].shape or value.shape
+            value.type = value.type if found[name].type is None else found[name].type
+            value.shape = value.shape if found[name].shape is None else found[name].shape
 
 
 def _inferred(model: ir.Model) -> onnx.ModelProto:

@@ -14,9 +14,10 @@ import onnx_ir as ir
 
 from gradcut.dialect import declare, new_mark, stand_for
 from gradcut.errors import SpecError
-from gradcut.ops import Names
-from gradcut.parameters import decide
+from gradcut.ops import Names, is_float
+from gradcut.parameters import Decision, decide
 from gradcut.passes.base import FROZEN, TRAINABLE, Pass, read_json, register, write_json
+from gradcut.passes.importer import lift_constant
 from gradcut.rules import REGISTRY
 from gradcut.spec import Uses, match_parameters, match_values
 
@@ -58,9 +59,20 @@ def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str]) -> Non
     wanted = match_parameters(train, model.graph, known, others) if train else known
     trainable = [name for name in wanted if name not in frozen]
     if not trainable:
-        raise SpecError("nothing is left to train: every parameter that `train` names is frozen")
+        why = "every parameter that `train` names is frozen" if wanted else "the model has no parameter"
+        raise SpecError(f"nothing is left to train: {why}")
+    for name in trainable:
+        _make_trainable(model.graph, decisions[name])
     write_json(model, TRAINABLE, trainable)
     write_json(model, FROZEN, sorted(frozen))
+
+
+def _make_trainable(graph: ir.Graph, decision: Decision) -> None:
+    """A constant that `train` names exactly is a float, and becomes an initializer."""
+    if not is_float(decision.value):
+        raise SpecError(f"train: {decision.name!r} is {decision.value.dtype}; only floats carry a gradient")
+    if not decision.value.is_initializer():
+        lift_constant(graph, decision.value)
 
 
 def frozen_names(model: ir.Model) -> set[str]:

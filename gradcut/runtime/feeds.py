@@ -24,9 +24,7 @@ class FeedCheck:
 
     def __init__(self, ports: Sequence[Mapping[str, Any]], loss: Mapping[str, Any] | None) -> None:
         self.ports = {port["name"]: port for port in ports}
-        self.classes = (loss or {}).get("classes")
-        self.labels = (loss or {}).get("labels") if self.classes else None
-        self.ignore_index = (loss or {}).get("ignore_index")
+        self.loss = loss or {}
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """The feeds as contiguous arrays in the order of the graph.
@@ -42,14 +40,18 @@ class FeedCheck:
             self._dtype(name, port, array)
             _shape(name, port, array, sizes)
             arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
-        if self.labels in arrays:
-            self._labels(arrays[self.labels])
+        if "classes" in self.loss and self.loss["labels"] in arrays:
+            classes = self.loss["classes"]
+            known = sizes[classes][1] if isinstance(classes, str) and classes in sizes else classes
+            self._labels(arrays[self.loss["labels"]], known if isinstance(known, int) else None)
         return arrays
 
     def _names(self, feeds: Mapping[str, Any]) -> None:
+        if not isinstance(feeds, Mapping):
+            raise FeedError(f"feeds are arrays by input name, such as {{{next(iter(self.ports), 'x')!r}: array}}")
         for name in feeds:
             if name not in self.ports:
-                hint = ", ".join(nearest(name, self.ports) or self.ports)
+                hint = ", ".join(nearest(str(name), self.ports) or self.ports)
                 raise FeedError(f"the graph has no input {name!r}; it takes {hint}")
         missing = [name for name in self.ports if name not in feeds]
         if missing:
@@ -62,16 +64,16 @@ class FeedCheck:
         if array.dtype != wanted:
             raise FeedError(f"feed {name!r} is {array.dtype}; the graph takes {wanted}: use .astype({wanted.name!r})")
 
-    def _labels(self, labels: Array) -> None:
-        bad = (labels < 0) | (labels >= self.classes)
-        if self.ignore_index is not None:
-            bad &= labels != self.ignore_index
+    def _labels(self, labels: Array, classes: int | None) -> None:
+        """Within 0 to `classes`; where a run alone knows how many there are, at least not negative."""
+        bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+        bad &= labels != self.loss["ignore_index"]
         if bad.any():
             place = tuple(int(i) for i in np.argwhere(bad)[0])
             where = place[0] if len(place) == 1 else place
+            count = "classes counted from 0" if classes is None else f"{classes} classes, 0 to {classes - 1}"
             raise FeedError(
-                f"feed {self.labels!r} holds label {int(labels[place])} at row {where}; "
-                f"the model has {self.classes} classes, 0 to {self.classes - 1}"
+                f"feed {self.loss['labels']!r} holds label {int(labels[place])} at row {where}; the model has {count}"
             )
 
 

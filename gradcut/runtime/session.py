@@ -70,6 +70,8 @@ class TrainingSession:
     ) -> None:
         backend.require(device)
         if not isinstance(artifacts, TrainingArtifacts):
+            if not isinstance(artifacts, (str, os.PathLike)):
+                raise SpecError(f"a session trains TrainingArtifacts or their directory, not {artifacts!r}")
             artifacts = TrainingArtifacts.load(artifacts)
         if artifacts.manifest["target"] != "onnx":
             raise ArtifactsError(
@@ -151,11 +153,12 @@ class TrainingSession:
 
     def _result(self, graph: str, results: Mapping[str, Any]) -> StepResult:
         loss, outputs = math.nan, {}
+        renamed = self.manifest["renamed"]
         for port in self.manifest["graphs"][graph]["outputs"]:
             if port["role"] == "loss":
                 loss = float(results[port["name"]].numpy().reshape(()))
-            if port["role"] == "output":
-                outputs[port["name"]] = results[port["name"]].numpy()
+            if port["role"] == "output" and port["name"] in results:
+                outputs[renamed.get(port["name"], port["name"])] = results[port["name"]].numpy()
         return StepResult(loss, outputs, self.steps)
 
     def _runner(self, graph: str) -> Runner:
