@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import onnx_ir as ir
 
@@ -223,7 +223,8 @@ def parse_optimizer(text: str) -> Optimizer:
         if key not in flat:
             raise SpecError(_unknown(f"option of {name}", key, flat))
         flat[key] = value
-    return kind(**{field.name: _unflatten(field, flat) for field in dataclasses.fields(kind)})
+    fields: dict[str, Any] = {field.name: _unflatten(field, flat) for field in dataclasses.fields(kind)}
+    return kind(**fields)
 
 
 def _unknown(what: str, name: str, known: Mapping[str, object]) -> str:

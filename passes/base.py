@@ -83,7 +83,8 @@ def _parse(pass_name: str, key: str, field: dataclasses.Field[Any], texts: list[
     if kind.startswith("str"):
         return texts[0]
     value = parse_scalar(texts[0])
-    wanted = {"bool": bool, "int": int, "float": (int, float)}[kind.split(" ")[0]]
+    kinds: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float)}
+    wanted = kinds[kind.split(" ")[0]]
     if not isinstance(value, wanted) or (kind.startswith("int") and isinstance(value, bool)):
         raise PipelineError(f"option {key!r} of pass {pass_name!r} is {kind}, not {texts[0]!r}")
     return value

@@ -27,7 +27,7 @@ from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 from gradcut.dialect import DIALECT, DOMAIN, declare
 from gradcut.errors import ImportModelError, UnsupportedModelError
-from gradcut.ops import Names
+from gradcut.ops import Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.rules import REGISTRY
@@ -149,8 +149,8 @@ def _convert_function(function: ir.Function, target: int) -> ir.Function:
     if function.domain == DOMAIN or function.opset_imports.get("", target) >= target:
         return function
     proto = ir.to_proto(function)
-    untyped = lambda names: [onnx.ValueInfoProto(name=name) for name in names]
-    graph = onnx.helper.make_graph(list(proto.node), proto.name, untyped(proto.input), untyped(proto.output))
+    inputs, outputs = ([onnx.ValueInfoProto(name=name) for name in names] for names in (proto.input, proto.output))
+    graph = onnx.helper.make_graph(list(proto.node), proto.name, inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), functions=[])
     try:
         converted = onnx.version_converter.convert_version(model, target)
@@ -196,13 +196,15 @@ def _flatten_hardmax(model: ir.Model) -> None:
     for node in [node for node in model.graph.all_nodes() if node.op_type == "Hardmax" and node.domain == ""]:
         x, y = node.inputs[0], node.outputs[0]
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        fresh = lambda base: [ir.Value(name=names.fresh(base))]
-        flat = ir.Node("", "Flatten", [x], [ir.AttrInt64("axis", axis)], outputs=fresh("hardmax_flat"))
-        shape = ir.Node("", "Shape", [x], outputs=fresh("hardmax_shape"))
+        flat_value, shape_value, matrix = (
+            ir.Value(name=names.fresh(base)) for base in ("hardmax_flat", "hardmax_shape", f"{y.name}_matrix")
+        )
+        flat = ir.Node("", "Flatten", [x], [ir.AttrInt64("axis", axis)], outputs=[flat_value])
+        shape = ir.Node("", "Shape", [x], outputs=[shape_value])
         node.prepend([flat, shape])
         node.replace_input_with(0, flat.outputs[0])
         node.attributes.add(ir.AttrInt64("axis", 1))
-        back = ir.Node("", "Reshape", [None, shape.outputs[0]], outputs=fresh(f"{y.name}_matrix"))
+        back = ir.Node("", "Reshape", [None, shape.outputs[0]], outputs=[matrix])
         ir.convenience.replace_all_uses_with(y, back.outputs[0], replace_graph_outputs=True)
         back.replace_input_with(0, y)
         back.outputs[0].type, back.outputs[0].shape, y.shape = y.type, y.shape, None
@@ -240,7 +242,7 @@ def lift_constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
     node, tensor = value.producer(), constant_tensor(value)
     assert node is not None and tensor is not None
     lifted = ir.Value(
-        name=value.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        name=value.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
     )
     ir.convenience.replace_all_uses_with(value, lifted, replace_graph_outputs=True)
     graph.remove(node, safe=True)
@@ -253,7 +255,7 @@ def _infer(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None:
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
     known = {value: value.shape for node in model.graph for value in node.outputs}
     inferred = ir.from_proto(_inferred(model))
     for mine, theirs in zip(model.graphs(), inferred.graphs(), strict=True):
@@ -291,5 +293,8 @@ def _says_more(said: ir.Shape, inferred: ir.Shape | None) -> bool:
     """Whether the file's own shape has names or numbers that inference lost."""
     if inferred is None or len(said) != len(inferred):
         return True
-    unknown = lambda dim: not isinstance(dim, int) and dim.value is None
-    return any(unknown(b) and not unknown(a) for a, b in zip(said, inferred, strict=True))
+    return any(_is_unknown(b) and not _is_unknown(a) for a, b in zip(said, inferred, strict=True))
+
+
+def _is_unknown(dim: Dim) -> bool:
+    return not isinstance(dim, int) and dim.value is None

@@ -77,8 +77,8 @@ def _transposed(graph: ir.Graph, node: ir.Node) -> None:
     if producer.op_type == "Transpose" and "perm" in producer.attributes:
         inner = tuple(producer.attributes["perm"].as_ints())
         source = producer.inputs[0]
-        undone = source is not None and [inner[i] for i in perm] == list(range(len(perm)))
-        if undone and not node.outputs[0].is_graph_output():
+        undone = [inner[i] for i in perm] == list(range(len(perm)))
+        if source is not None and undone and not node.outputs[0].is_graph_output():
             ir.convenience.replace_all_uses_with(node.outputs[0], source)
     elif producer.op_type == "Gemm" and perm == (1, 0) and len(node.inputs[0].uses()) == 1:
         _swap_product(graph, node, producer)
@@ -89,8 +89,7 @@ def _swap_product(graph: ir.Graph, node: ir.Node, product: ir.Node) -> None:
     if len([value for value in product.inputs if value is not None]) != 2 or product.outputs[0].is_graph_output():
         return
     a, b = product.inputs[0], product.inputs[1]
-    flag = lambda name: product.attributes[name].as_int() if name in product.attributes else 0
-    attributes = {"transA": 1 - flag("transB"), "transB": 1 - flag("transA")}
+    attributes: dict[str, float] = {"transA": 1 - _flag(product, "transB"), "transB": 1 - _flag(product, "transA")}
     if "alpha" in product.attributes:
         attributes["alpha"] = product.attributes["alpha"].as_float()
     output = node.outputs[0]
@@ -106,6 +105,10 @@ def _swap_product(graph: ir.Graph, node: ir.Node, product: ir.Node) -> None:
     graph.insert_before(node, swapped)
     ir.convenience.replace_all_uses_with(output, swapped.outputs[0], replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def _flag(node: ir.Node, name: str) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else 0
 
 
 # --- equal computations --------------------------------------------------------------------------------------
