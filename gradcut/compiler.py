@@ -252,7 +252,7 @@ class _Compilation:
 
     def _evaluation(self, trained: Sequence[str]) -> ir.Model:
         passes = (
-            Specialize(batch_norm="eval", dropout="eval"),
+            Specialize(batch_norm="eval", dropout="eval", draws=False),
             Lower(target=self.request.target),
             Emit(inputs=(*trained, *self.state)),
         )

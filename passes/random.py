@@ -9,6 +9,8 @@ for all nodes, as the vector ``keys``.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -19,7 +21,11 @@ DRAWS = "gradcut.draws"
 _STRIDE = 0x9E3779B9 - 2**32  # the golden ratio's odd multiplier, as a signed number
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
 _SALT = (0x243F6A88, 0x13198A2E)  # digits of pi: the two keys start apart
-_INT = ir.DataType.INT32
+_INT, _FLOAT = ir.DataType.INT32, ir.DataType.FLOAT
+
+
+#: Operators that draw a new value each run, beside Dropout.
+GENERATORS = frozenset({"RandomUniform", "RandomUniformLike", "RandomNormal", "RandomNormalLike", "Bernoulli"})
 
 
 class Draws:
@@ -47,13 +53,38 @@ class Draws:
             keep = 1.0 - b.Cast(ratio, to=data.dtype)
             scale = b.Where(b.Greater(keep, 0.0), b.Reciprocal(keep), b.scalar_like(0.0, keep))
             result = b.Where(mask, data * scale, b.scalar_like(0.0, data))
+        self._replace(node, b, [result, mask])
+
+    def generator(self, node: ir.Node) -> None:
+        """One of `GENERATORS`: uniform in [low, high), normal by Box and Muller (1958), or true with probability input."""
+        b = Builder(self.names, prefix=f"{node.name}_")
+        option = lambda name, default: node.attributes[name].as_float() if name in node.attributes else default
+        like = node.inputs[0] if node.inputs else None
+        shape = b.ints(node.attributes["shape"].as_ints()) if like is None else b.shape_of(like)
+        given = like.dtype if like is not None else ir.DataType.FLOAT
+        dtype = ir.DataType(node.attributes["dtype"].as_int()) if "dtype" in node.attributes else given
+        with b.arithmetic():
+            uniform = self._uniform(b, shape)
+            if node.op_type == "Bernoulli":
+                assert like is not None
+                result = b.Less(uniform, b.Cast(like, to=_FLOAT))
+            elif node.op_type.startswith("RandomUniform"):
+                low, high = option("low", 0.0), option("high", 1.0)
+                result = uniform * (high - low) + low
+            else:
+                radius = b.Sqrt(b.Log(1.0 - uniform) * -2.0)
+                result = radius * b.Cos(self._uniform(b, shape) * (2.0 * math.pi))
+                result = result * option("scale", 1.0) + option("mean", 0.0)
+        self._replace(node, b, [b.Cast(result, to=dtype)])
+
+    def _replace(self, node: ir.Node, b: Builder, results: list[ir.Value]) -> None:
         graph = node.graph
         assert isinstance(graph, ir.Graph)
         graph.insert_before(node, b.nodes)
-        for old, new in zip(node.outputs, (result, mask), strict=False):
+        for old, new in zip(node.outputs, results, strict=False):
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             new.type, new.shape = old.type or new.type, old.shape
-            new.name, old.name = old.name, self.names.fresh("dropped")
+            new.name, old.name = old.name, self.names.fresh("drawn")
         graph.remove(node, safe=True)
 
     def finish(self) -> None:
@@ -88,15 +119,28 @@ class Draws:
 
     def _keep(self, b: Builder, data: ir.Value, ratio: ir.Value) -> ir.Value:
         """True with probability 1 - ratio: the hash, an integer evenly spread over 32 bits, is above ratio's share."""
-        size = b.Cast(b.Size(data), to=_INT)
-        number = b.Range(b.constant(0, _INT), size, b.constant(1, _INT), dtype=_INT)
-        first, second = (b.op("Gather", self.keys, b.constant(2 * self.count + i), dtype=_INT) for i in (0, 1))
-        self.count += 1
-        drawn = b.Reshape(_mix(b, number * _STRIDE + first, second), b.shape_of(data))
+        drawn = self._bits(b, b.shape_of(data))
         share = b.Cast(ratio, to=ir.DataType.DOUBLE) * float(2**32) - float(2**31)
         mask = b.GreaterOrEqual(drawn, b.Cast(b.Floor(b.Min(share, float(2**31 - 1))), to=_INT))
         mask.shape = data.shape
         return mask
+
+    def _uniform(self, b: Builder, shape: ir.Value) -> ir.Value:
+        """Multiples of 2^-24 in [0, 1)."""
+        high = b.op(
+            "BitShift",
+            *(b.Cast(self._bits(b, shape), to=ir.DataType.UINT32), b.constant(8, ir.DataType.UINT32)),
+            direction="RIGHT",
+        )
+        return b.Mul(b.Cast(b.Cast(high, to=_INT), to=_FLOAT), 2.0**-24)
+
+    def _bits(self, b: Builder, shape: ir.Value) -> ir.Value:
+        """INT32 of a shape: the hash of each element's number under two keys that no other call has."""
+        number = b.Range(b.constant(0, _INT), b.Cast(b.ReduceProd(shape, keepdims=0), to=_INT), b.constant(1, _INT))
+        number.dtype = _INT
+        first, second = (b.op("Gather", self.keys, b.constant(2 * self.count + i), dtype=_INT) for i in (0, 1))
+        self.count += 1
+        return b.Reshape(_mix(b, b.Add(b.Mul(number, _STRIDE), first), second), shape)
 
 
 def _mix(b: Builder, x: ir.Value, key: ir.Value | None = None) -> ir.Value:

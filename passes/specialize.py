@@ -5,12 +5,13 @@
    batch's own statistics, which the backward reads; the running ones are computed beside it. It reads the old ones
    through a copy (Max of one operand): ONNX Runtime's kernel writes its second and third output over its inputs.
 2. Dropout is the identity, or a mask drawn from (seed, step, node): a counter-based hash over the element's number.
+   So are random numbers that the model generates.
 3. CastLike to a known type is Cast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
 from gradcut.parameters import constant_tensor
 from gradcut.passes.base import TRAINABLE, Pass, read_json, register, write_json
-from gradcut.passes.random import Draws
+from gradcut.passes.random import GENERATORS, Draws
 from gradcut.passes.stop_gradient import frozen_names
 
 STATE = "gradcut.state"
@@ -42,11 +43,13 @@ class Specialize(Pass):
             scale or bias does; ``train``: every one trains; ``eval``: none. One named by a freeze never trains
             (by name or scope; where only one of scale and bias is frozen, the other decides).
         dropout: ``auto``: as the file says; ``train``; ``eval``.
+        draws: have the operators that generate random numbers draw from (seed, step, node) too.
     """
 
     name: ClassVar[str] = "specialize"
     batch_norm: str = "auto"
     dropout: str = "auto"
+    draws: bool = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         for option in ("batch_norm", "dropout"):
@@ -54,7 +57,7 @@ class Specialize(Pass):
                 raise PipelineError(f"specialize: {option} is one of {', '.join(CHOICES)}")
         _fold_casts(model)
         _batch_norms(model, self.batch_norm)
-        _dropouts(model, self.dropout)
+        _draws(model, self.dropout, self.draws)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -203,20 +206,36 @@ def _state_outputs(model: ir.Model, current: dict[ir.Value, ir.Value], names: Na
         write_json(model, STATE, state)
 
 
-# --- 2. Dropout ----------------------------------------------------------------------------------------------
+# --- 2. draws ------------------------------------------------------------------------------------------------
 
 
-def _dropouts(model: ir.Model, choice: str) -> None:
+def _draws(model: ir.Model, choice: str, generators: bool) -> None:
     draws = Draws(model)
-    for node in list(model.graph.all_nodes()):
-        if node.op_type != "Dropout" or node.domain:
+    for node in list(_run_once(model.graph)):
+        if node.domain:
             continue
-        mode = _says_training(node) if choice == "auto" else choice == "train"
-        if mode is False:
-            _identity(node)
-        else:
-            draws.dropout(node, None if mode is True else mode)
+        if node.op_type == "Dropout":
+            _dropout(node, choice, draws)
+        elif generators and node.op_type in GENERATORS:
+            draws.generator(node)
     draws.finish()
+
+
+def _run_once(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes that a step runs at most once: in a Loop each turn has a draw of its own, and stays the runtime's."""
+    for node in graph:
+        yield node
+        if node.op_type == "If" and node.domain == "":
+            for attribute in node.attributes.values():
+                yield from _run_once(attribute.as_graph())
+
+
+def _dropout(node: ir.Node, choice: str, draws: Draws) -> None:
+    mode = _says_training(node) if choice == "auto" else choice == "train"
+    if mode is False:
+        _identity(node)
+    else:
+        draws.dropout(node, None if mode is True else mode)
 
 
 def _says_training(node: ir.Node) -> bool | ir.Value:

@@ -1,9 +1,35 @@
 """Lowerings: adjoint op -> plain ONNX, chosen in one place by shape and cost, never by timing.
 
 A lowering says for which calls it is good and what it costs; the reference lowering, an op's own body, always applies.
+A rewriting does the same for a forward op whose kernel in the runtime is slow for some shapes.
 """
 
-from gradcut.lowering import conv_input, conv_weight, index, pool
-from gradcut.lowering.registry import LOWERINGS, Call, Lowering, choose, lowering
+from gradcut.lowering import conv_input, conv_weight, forward, index, pool
+from gradcut.lowering.registry import (
+    LOWERINGS,
+    REWRITINGS,
+    Call,
+    Lowering,
+    Rewriting,
+    choose,
+    lowering,
+    rewrite,
+    rewriting,
+)
 
-__all__ = ["LOWERINGS", "Call", "Lowering", "choose", "conv_input", "conv_weight", "index", "lowering", "pool"]
+__all__ = [
+    "LOWERINGS",
+    "REWRITINGS",
+    "Call",
+    "Lowering",
+    "Rewriting",
+    "choose",
+    "conv_input",
+    "conv_weight",
+    "forward",
+    "index",
+    "lowering",
+    "pool",
+    "rewrite",
+    "rewriting",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from gradcut.ops import Builder
 
 Cost = Callable[["Call"], float]
 Build = Callable[[Builder, "Call"], ir.Value]
+Rewrite = Callable[[Builder, "Call"], Sequence[ir.Value]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One adjoint node about to be lowered.
+    """One node about to be lowered: of the dialect, or a forward one that has rewritings.
 
     Attributes:
         symbols: a number for each symbolic dimension, for costs only; what is built never depends on it.
@@ -40,6 +41,14 @@ class Call:
 
     def attr(self, name: str) -> Any:
         return self.node.attributes[name].value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute of a forward node, which may leave it out."""
+        return self.attr(name) if name in self.node.attributes else default
+
+    def has(self, index: int) -> bool:
+        """Whether an optional operand is there."""
+        return index < len(self.node.inputs) and self.node.inputs[index] is not None
 
     def ints(self, name: str) -> tuple[int, ...]:
         """An INTS attribute."""
@@ -105,3 +114,37 @@ def choose(call: Call) -> Lowering:
     if not applicable:
         return Lowering(call.node.op_type, "reference", lambda _: 0.0, lambda b, c: expand(b, c.node))
     return min(applicable, key=lambda pair: pair[0])[1]
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """One way to compute a forward op in other ops; `kernel` is what the runtime's own way costs."""
+
+    op: str
+    name: str
+    cost: Cost
+    kernel: Cost
+    build: Rewrite
+
+
+REWRITINGS: dict[str, list[Rewriting]] = {}
+
+
+def rewriting(op: str, cost: Cost, kernel: Cost) -> Callable[[Rewrite], Rewrite]:
+    """Register a rewriting of an ONNX op; it builds a value for each output that the op can have."""
+
+    def register(build: Rewrite) -> Rewrite:
+        REWRITINGS.setdefault(op, []).append(Rewriting(op, build.__name__, cost, kernel, build))
+        return build
+
+    return register
+
+
+def rewrite(call: Call) -> Rewriting | None:
+    """The cheapest rewriting of a forward node, if one is cheaper than what the runtime does with the node itself."""
+    if call.node.domain not in ("", "ai.onnx"):
+        return None
+    better = [
+        (one.cost(call), one) for one in REWRITINGS.get(call.node.op_type, ()) if one.cost(call) < one.kernel(call)
+    ]
+    return min(better, key=lambda pair: pair[0])[1] if better else None

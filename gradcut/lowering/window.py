@@ -36,9 +36,10 @@ class Window:
 
     @classmethod
     def of(cls, call: Call, kernel: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]) -> Window:
-        """From a call's strides, pads and dilations."""
-        strides, pads, dilations = (call.ints(name) for name in ("strides", "pads", "dilations"))
-        rank = len(strides)
+        """From a call's strides, pads and dilations, or what ONNX takes for them."""
+        rank = len(kernel)
+        strides, dilations = (tuple(call.get(name) or [1] * rank) for name in ("strides", "dilations"))
+        pads = tuple(call.get("pads") or [0] * 2 * rank)
         return cls(tuple(kernel), strides, pads[:rank], pads[rank:], dilations, tuple(inputs), tuple(outputs))
 
     @property

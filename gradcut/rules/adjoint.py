@@ -97,9 +97,9 @@ class Adjoint:
         return len(shape)
 
     def constant(self, operand: str | int) -> Any:
-        """An operand's value as an array, or None where it is known only at run time."""
+        """An operand's value as an array, or None where it is known only at run time, or may move: it is wanted."""
         value = self.get(operand)
-        tensor = None if value is None else ir.convenience.get_const_tensor(value)
+        tensor = None if value is None or self.wants(operand) else ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
 
     def static(self, operand: str | int) -> tuple[int, ...] | None:

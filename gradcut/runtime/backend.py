@@ -20,6 +20,8 @@ except ImportError:  # compile works without a runtime
 
 Array = np.ndarray[Any, Any]
 DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+#: Types that onnxruntime's Python bindings make no values of.
+_NOT_BOUND = frozenset({"tensor(string)", "tensor(bfloat16)"})
 #: A proto above this cannot be handed over as bytes (protobuf's limit is 2 GiB).
 _MAX_BYTES = 1_900_000_000
 
@@ -92,8 +94,8 @@ class Runner:
         if DEVICES[device] not in self.session.get_providers():
             raise DeviceError(f"device {device!r}: onnxruntime could not start it (is the GPU's driver there?)")
         for value in self.session.get_inputs():
-            if not value.type.startswith("tensor(") or value.type == "tensor(string)":
-                raise GradcutError(f"input {value.name!r} is {value.type}; a session binds tensors of numbers only")
+            if not value.type.startswith("tensor(") or value.type in _NOT_BOUND:
+                raise GradcutError(f"input {value.name!r} is {value.type}, which a session cannot bind")
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs() if value.type.startswith("tensor(")]
         self.binding = self.session.io_binding()

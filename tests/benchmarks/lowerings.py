@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from gradcut.ops import Builder, Names
 
 Array = np.ndarray[Any, Any]
 PAUSE = 0.002
+#: Operands that are initializers in every case.
+SIZES = frozenset({"shape", "starts", "ends", "axes", "steps"})
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,10 @@ class Case:
     """One call of an adjoint op, and what torch has for it.
 
     Attributes:
-        operands: by name, in order; those in `frozen` are initializers and so is every operand named ``shape``.
-        symbolic: how many leading dimensions of float operands are symbolic; -1: every one but the channels.
-        torch: computes the expected result from `operands`.
+        operands: by name, in order.
+        constants: the operands that are initializers.
+        batched: the operands, and ``result``, whose first dimension is symbolic.
+        torch: computes the expected result from the operands.
     """
 
     op: str
@@ -45,81 +48,67 @@ class Case:
     attributes: Mapping[str, Any]
     shape: tuple[int, ...]
     torch: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
-    frozen: frozenset[str] = frozenset()
-    symbolic: bool = True
-    batched: frozenset[str] = field(default_factory=lambda: frozenset({"dY", "X", "Indices"}))
+    constants: frozenset[str] = SIZES
+    batched: frozenset[str] = frozenset({"dY", "result"})
 
-    def expected(self) -> Array:
-        result: Array = self.torch({name: torch.from_numpy(array) for name, array in self.operands.items()}).numpy()
-        return result
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array) for name, array in self.operands.items()}
 
-    def feeds(self) -> dict[str, Array]:
-        return {name: array for name, array in self.operands.items() if not self.constant(name)}
+    def static(self) -> Case:
+        """The same with no symbolic dimension."""
+        return replace(self, batched=frozenset())
 
-    def constant(self, name: str) -> bool:
-        return name in self.frozen or name in ("shape", "starts", "ends", "axes", "steps")
-
-    def call(self) -> tuple[Call, list[ir.Value]]:
-        """The call alone, and the values it reads."""
-        values = [self._value(name, array) for name, array in self.operands.items()]
-        result = self._typed("result", ir.DataType.FLOAT, self.shape, "W" not in self.title.split(" ")[0])
-        if self.op == "ConvWeightGrad" or self.op == "GatherGrad":
-            result.shape = ir.Shape(self.shape)
-        node = ir.Node(
-            DOMAIN,
-            self.op,
-            values,
-            attributes=ir.convenience.convert_attributes(dict(self.attributes)),
-            outputs=[result],
-        )
-        ir.Graph([v for v in values if v.const_value is None], [result], nodes=[node], initializers=_constants(values))
-        return Call(node), values
-
-    def _value(self, name: str, array: Array) -> ir.Value:
-        value = self._typed(name, ir.DataType.from_numpy(array.dtype), array.shape, name in self.batched)
-        if self.constant(name):
-            value.const_value = ir.tensor(array, name=name)
-        return value
-
-    def _typed(self, name: str, dtype: ir.DataType, shape: Sequence[int], batched: bool) -> ir.Value:
-        dims: list[int | str] = list(shape)
-        if self.symbolic and batched:
-            dims[0] = "N"
-        return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
+    def call(self) -> Call:
+        """The call in a graph of its own."""
+        values = self._values()
+        result = self._typed("result", ir.DataType.FLOAT, self.shape)
+        attributes = ir.convenience.convert_attributes(dict(self.attributes))
+        node = ir.Node(DOMAIN, self.op, values, attributes=attributes, outputs=[result])
+        self._graph(values, [node], result)
+        return Call(node)
 
     def model(self, lowering: Lowering | None) -> onnx.ModelProto:
-        """The call lowered, None by its reference, as a model of its own."""
-        call, values = self.call()
-        b = Builder(Names([value.name for value in values]))
+        """The call lowered; None: by its reference."""
+        call = self.call()
+        b = Builder(Names(self.operands))
         with b.arithmetic():
-            built = expand(b, call.node) if lowering is None else lowering.build(b, call)
-        copies = {value: self._value(str(value.name), self.operands[str(value.name)]) for value in values}
+            result = expand(b, call.node) if lowering is None else lowering.build(b, call)
+        values = {value.name: value for value in self._values()}
         for node in b.nodes:
             for index, operand in enumerate(node.inputs):
-                if operand in copies:
-                    node.replace_input_with(index, copies[operand])
-        built.name, built.shape = "result", None
-        fresh = list(copies.values())
-        graph = ir.Graph(
-            [value for value in fresh if value.const_value is None],
-            [built],
-            nodes=b.nodes,
-            initializers=_constants(fresh),
-            opset_imports={"": 21},
-            name=self.op,
-        )
+                if operand is not None and operand.producer() is None:
+                    node.replace_input_with(index, values[operand.name])
+        result.name, result.shape = "result", None
+        graph = self._graph([value for value in values.values() if value.uses()], b.nodes, result)
         return ir.to_proto(ir.Model(graph, ir_version=10))
 
     def applicable(self) -> list[Lowering]:
-        call, _ = self.call()
+        call = self.call()
         return [one for one in LOWERINGS.get(self.op, ()) if math.isfinite(one.cost(call))]
 
-    def chosen(self) -> Lowering:
-        return choose(self.call()[0])
+    def _graph(self, values: Sequence[ir.Value], nodes: Sequence[ir.Node], result: ir.Value) -> ir.Graph:
+        return ir.Graph(
+            [value for value in values if value.name not in self.constants],
+            [result],
+            nodes=nodes,
+            initializers=[value for value in values if value.name in self.constants],
+            opset_imports={"": 21},
+            name=self.op,
+        )
 
+    def _values(self) -> list[ir.Value]:
+        values = []
+        for name, array in self.operands.items():
+            value = self._typed(name, ir.DataType.from_numpy(array.dtype), array.shape)
+            value.const_value = ir.tensor(array, name=name) if name in self.constants else None
+            values.append(value)
+        return values
 
-def _constants(values: Sequence[ir.Value]) -> list[ir.Value]:
-    return [value for value in values if value.const_value is not None]
+    def _typed(self, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        dims: list[int | str] = [*shape]
+        if name in self.batched:
+            dims[0] = "N"
+        return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -167,19 +156,19 @@ class Conv:
         spatial = {"strides": self.stride, "pads": self.pads * 2, "dilations": self.dilation}
         return {**{name: list(value) for name, value in spatial.items()}, "group": self.group}
 
-    def input_grad(self, frozen: bool = False, symbolic: bool = True) -> Case:
+    def input_grad(self, frozen: bool = False) -> Case:
         shape = (self.n, self.c, *self.size)
         operands = {"dY": self._dY(), "W": normal(*self._weight()), "shape": np.array(shape, np.int64)}
-        names = frozenset({"W"} if frozen else ())
         title = f"dX {self}{' frozen' if frozen else ''}"
-        return Case("ConvInputGrad", title, operands, self.attributes(), shape, self._torch(0), names, symbolic)
+        constants = SIZES | {"W"} if frozen else SIZES
+        return Case("ConvInputGrad", title, operands, self.attributes(), shape, self._torch(0), constants)
 
-    def weight_grad(self, symbolic: bool = True) -> Case:
-        shape = self._weight()
-        operands = {"dY": self._dY(), "X": normal(self.n, self.c, *self.size), "shape": np.array(shape, np.int64)}
-        return Case(
-            "ConvWeightGrad", f"dW {self}", operands, self.attributes(), shape, self._torch(1), symbolic=symbolic
-        )
+    def weight_grad(self) -> Case:
+        shape, X = self._weight(), normal(self.n, self.c, *self.size)
+        operands = {"dY": self._dY(), "X": X, "shape": np.array(shape, np.int64)}
+        batched = frozenset({"dY", "X"})
+        title = f"dW {self}"
+        return Case("ConvWeightGrad", title, operands, self.attributes(), shape, self._torch(1), batched=batched)
 
     def _weight(self) -> tuple[int, ...]:
         return (self.m, self.c // self.group, *self.kernel)
@@ -206,53 +195,52 @@ def normal(*shape: int) -> Array:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
-def max_pool(n: int, c: int, size: int, kernel: int, stride: int, pad: int = 0, symbolic: bool = True) -> Case:
+def max_pool(n: int, c: int, size: int, kernel: int, stride: int, pad: int = 0) -> Case:
     """Two-dimensional; the operands are those of the forward's real indices."""
     shape = (n, c, size, size)
-    X = torch.from_numpy(normal(*shape))
-    Y, local = torch.nn.functional.max_pool2d(X, kernel, stride, pad, return_indices=True)
+    X = normal(*shape)
+    window = ([kernel] * 2, [stride] * 2, [pad] * 2)
+    Y, local = torch.nn.functional.max_pool2d(torch.from_numpy(X), *window, return_indices=True)
     offsets = torch.arange(n * c).reshape(n, c, 1, 1) * size * size
     operands = {"dY": normal(*Y.shape), "Indices": (local + offsets).numpy(), "shape": np.array(shape, np.int64)}
-    sizes = ([kernel] * 2, [stride] * 2, [pad] * 2, [1, 1], False, local)
+    grad = torch.ops.aten.max_pool2d_with_indices_backward
+    compute = lambda given: grad(given["dY"], torch.from_numpy(X), *window, [1, 1], False, local)
+    title = f"MaxPool {n},{c} {size} k{kernel} s{stride}"
+    batched = frozenset({"dY", "Indices", "result"})
     attributes = _pool_attributes(kernel, stride, pad)
-    compute = lambda given: torch.ops.aten.max_pool2d_with_indices_backward(given["dY"], X, *sizes)
-    return Case(
-        "MaxPoolGrad",
-        f"MaxPool {n},{c} {size} k{kernel} s{stride}",
-        operands,
-        attributes,
-        shape,
-        compute,
-        symbolic=symbolic,
-    )
+    return Case("MaxPoolGrad", title, operands, attributes, shape, compute, batched=batched)
 
 
-def average_pool(n: int, c: int, size: int, kernel: int, stride: int, pad: int = 0, symbolic: bool = True) -> Case:
+def average_pool(n: int, c: int, size: int, kernel: int, stride: int, pad: int = 0) -> Case:
+    """Two-dimensional; the cotangent counts as divided already."""
     shape = (n, c, size, size)
     outputs = (size + 2 * pad - kernel) // stride + 1
     operands = {"dY": normal(n, c, outputs, outputs), "shape": np.array(shape, np.int64)}
-    X = torch.zeros(shape)
-    sizes = ([kernel] * 2, [stride] * 2, [pad] * 2, False, True, 1)
-    compute = lambda given: torch.ops.aten.avg_pool2d_backward(given["dY"], X, *sizes)
+    window = ([kernel] * 2, [stride] * 2, [pad] * 2, False, True, 1)
+    compute = lambda given: torch.ops.aten.avg_pool2d_backward(given["dY"], torch.zeros(shape), *window)
     title = f"AveragePool {n},{c} {size} k{kernel} s{stride}"
-    return Case(
-        "AveragePoolGrad", title, operands, _pool_attributes(kernel, stride, pad), shape, compute, symbolic=symbolic
-    )
+    return Case("AveragePoolGrad", title, operands, _pool_attributes(kernel, stride, pad), shape, compute)
 
 
 def _pool_attributes(kernel: int, stride: int, pad: int) -> dict[str, Any]:
     return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4, "dilations": [1, 1]}
 
 
-def embedding(rows: int, columns: int, shape: tuple[int, ...], symbolic: bool = True) -> Case:
+def embedding(rows: int, columns: int, shape: tuple[int, ...]) -> Case:
+    """Rows of a table, by random indices of a shape."""
     indices = np.random.default_rng(rows).integers(0, rows, shape)
-    table = np.array([rows, columns], np.int64)
-    operands = {"dY": normal(*shape, columns), "indices": indices, "shape": table}
-    compute = lambda given: torch.ops.aten.embedding_dense_backward(given["dY"], given["indices"], rows, -1, False)
-    title = f"Gather {rows}x{columns} {shape}"
+    operands = {"dY": normal(*shape, columns), "indices": indices, "shape": np.array([rows, columns], np.int64)}
+    grad = torch.ops.aten.embedding_dense_backward
+    compute = lambda given: grad(given["dY"], given["indices"], rows, -1, False)
     batched = frozenset({"dY", "indices"})
     return Case(
-        "GatherGrad", title, operands, {"axis": 0}, (rows, columns), compute, symbolic=symbolic, batched=batched
+        "GatherGrad",
+        f"Gather {rows}x{columns} {shape}",
+        operands,
+        {"axis": 0},
+        (rows, columns),
+        compute,
+        batched=batched,
     )
 
 
@@ -299,7 +287,7 @@ def cases() -> list[Case]:
 
 def measure(case: Case, rounds: int) -> dict[str, float]:
     """Median seconds of torch, of the reference and of each lowering."""
-    given = {name: torch.from_numpy(array) for name, array in case.operands.items()}
+    given = case.tensors()
     sides: dict[str, Callable[[], object]] = {"torch": lambda: case.torch(given)}
     for one in (None, *case.applicable()):
         taken = session(case.model(one))
@@ -340,7 +328,7 @@ def main() -> None:
     print(f"{'case':<44} {'torch':>11}  chosen/best  lowerings as x of torch")
     for case in cases():
         if options.only in case.title:
-            print(row(case, measure(case, options.rounds), case.chosen().name), flush=True)
+            print(row(case, measure(case, options.rounds), choose(case.call()).name), flush=True)
 
 
 if __name__ == "__main__":

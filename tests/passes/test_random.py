@@ -175,3 +175,71 @@ def test_forward_and_backward_share_one_draw() -> None:
     gradient = running.gradients({"x": x})["w"]
     y = running.step({"x": x}).outputs["y"]
     assert gradient == pytest.approx(y.mean(), rel=1e-5)
+
+
+# --- generators ----------------------------------------------------------------------------------------------
+
+NOISE = """
+g (float[n, c] x) => (float[n, c] y, float loss) <float[1] w = {1.0}, float tenth = {0.1}>
+{
+    y = BODY
+    noisy = Add (x, y)
+    scaled = Mul (noisy, w)
+    loss = ReduceMean <keepdims = 0> (scaled)
+}
+"""
+GENERATED = {
+    "RandomUniformLike (x)": (0.5, 1 / 12, 0.0, 1.0),
+    "RandomUniformLike <low = -2.0, high = 4.0> (x)": (1.0, 3.0, -2.0, 4.0),
+    "RandomUniform <shape = [1, 1000000]> ()": (0.5, 1 / 12, 0.0, 1.0),
+    "RandomNormalLike (x)": (0.0, 1.0, -6.0, 6.0),
+    "RandomNormalLike <mean = 3.0, scale = 2.0> (x)": (3.0, 4.0, -9.0, 15.0),
+    "RandomNormal <shape = [1, 1000000]> ()": (0.0, 1.0, -6.0, 6.0),
+    "Bernoulli (x)": (0.3, 0.21, 0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("body", GENERATED)
+def test_generated_numbers_repeat_and_have_their_distribution(body: str) -> None:
+    """Of a million: mean and variance within five standard errors; the same (seed, step) gives the same."""
+    mean, variance, lowest, highest = GENERATED[body]
+    x = np.full((1, N), 0.3, np.float32)
+    first, again, other = (session(source=NOISE.replace("BODY", body), seed=seed) for seed in (0, 0, 1))
+    drawn = first.step({"x": x}).outputs["y"].astype(np.float64)
+    np.testing.assert_array_equal(drawn, again.step({"x": x}).outputs["y"])
+    for later in (first.step({"x": x}).outputs["y"], other.step({"x": x}).outputs["y"]):
+        assert abs(correlation(drawn, later)) < SIGMAS
+    assert abs(drawn.mean() - mean) < SIGMAS * np.sqrt(variance / N)
+    assert abs(drawn.var() / variance - 1) < SIGMAS * np.sqrt(2 / N) * 1.5
+    assert lowest <= drawn.min() and drawn.max() <= highest
+
+
+def test_normal_numbers_have_normal_tails() -> None:
+    y = (
+        session(source=NOISE.replace("BODY", "RandomNormalLike (x)"))
+        .step({"x": np.zeros((1, N), np.float32)})
+        .outputs["y"]
+    )
+    for sigmas, share in ((1, 0.317311), (2, 0.045500), (3, 0.002700), (4, 0.0000633)):
+        beyond = int((np.abs(y) > sigmas).sum())
+        assert abs(beyond - N * share) < SIGMAS * np.sqrt(N * share)
+    assert abs(correlation(y[:, 1:], y[:, :-1])) < SIGMAS
+
+
+def test_random_numbers_of_other_types_and_in_a_branch() -> None:
+    model = """
+    g (float[n, c] x, bool b) => (double[n, c] y, float loss) <float[1] w = {1.0}>
+    {
+        y = RandomNormalLike <dtype = 11> (x)
+        z = If (b) <
+            then_branch = t () => (float[n, c] p) { p = RandomUniformLike (x) },
+            else_branch = e () => (float[n, c] q) { q = Identity (x) }
+        >
+        scaled = Mul (z, w)
+        loss = ReduceMean <keepdims = 0> (scaled)
+    }"""
+    given = {"x": np.ones((10, 10), np.float32), "b": np.array(True)}
+    left, right = (session(source=model).step(given) for _ in range(2))
+    assert left.loss == right.loss != 1.0
+    assert left.outputs["y"].dtype == np.float64
+    np.testing.assert_array_equal(left.outputs["y"], right.outputs["y"])
