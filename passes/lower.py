@@ -11,7 +11,7 @@ from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import PipelineError
 from gradcut.lowering import Call, choose
 from gradcut.ops import Builder, Names
-from gradcut.passes.base import Pass, register
+from gradcut.passes.base import GRADIENTS, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 
 TARGETS = ("onnx", "ort-training")
@@ -31,19 +31,20 @@ class Lower(Pass):
         if self.target not in TARGETS:
             raise PipelineError(f"lower has no target {self.target!r}; it has {', '.join(TARGETS)}")
         names = Names.of(model)
+        gradients = read_json(model, GRADIENTS) or {"wrt": {}}
         for graph in model.graphs():
-            _lower_graph(graph, names)
+            _lower_graph(graph, names, frozenset(gradients["wrt"]))
         remove_dead(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _lower_graph(graph: ir.Graph, names: Names) -> None:
+def _lower_graph(graph: ir.Graph, names: Names, varying: frozenset[str]) -> None:
     done = []
     for node in list(graph):
         if node.domain != DOMAIN or node.op_type == MARK or node.op_type not in DIALECT:
             continue
-        call = Call(node)
+        call = Call(node, varying=varying)
         chosen = choose(call)
         b = Builder(names, prefix=f"{node.outputs[0].name}_")
         b.tag = {**node.metadata_props, LOWERING: f"{node.op_type}:{chosen.name}"}

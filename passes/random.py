@@ -56,9 +56,12 @@ class Draws:
         self._replace(node, b, [result, mask])
 
     def generator(self, node: ir.Node) -> None:
-        """One of `GENERATORS`: uniform in [low, high), normal by Box and Muller (1958), or true with probability input."""
+        """One of `GENERATORS`: uniform in [low, high), normal by Box and Muller (1958), or true with a probability."""
         b = Builder(self.names, prefix=f"{node.name}_")
-        option = lambda name, default: node.attributes[name].as_float() if name in node.attributes else default
+
+        def option(name: str, default: float) -> float:
+            return node.attributes[name].as_float() if name in node.attributes else default
+
         like = node.inputs[0] if node.inputs else None
         shape = b.ints(node.attributes["shape"].as_ints()) if like is None else b.shape_of(like)
         given = like.dtype if like is not None else ir.DataType.FLOAT

@@ -144,7 +144,5 @@ def rewrite(call: Call) -> Rewriting | None:
     """The cheapest rewriting of a forward node, if one is cheaper than what the runtime does with the node itself."""
     if call.node.domain not in ("", "ai.onnx"):
         return None
-    better = [
-        (one.cost(call), one) for one in REWRITINGS.get(call.node.op_type, ()) if one.cost(call) < one.kernel(call)
-    ]
-    return min(better, key=lambda pair: pair[0])[1] if better else None
+    better = [one for one in REWRITINGS.get(call.node.op_type, ()) if one.cost(call) < one.kernel(call)]
+    return min(better, key=lambda one: one.cost(call), default=None)

@@ -188,3 +188,21 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="the disk is full"):
         session.export(target)
     assert target.read_bytes() == b"the one before" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_weight_inside_a_function_is_written_where_it_was_inlined(tmp_path: Path) -> None:
+    given = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21, "my" : 1]>
+    g (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1.0, 2.0, 3.0, 4.0}> { h = my.Twice (x, w) y = Relu (h) }
+    <domain: "my", opset_import: ["" : 21]>
+    Twice (a, b) => (c) {
+        k = Constant <value = float[2, 2] {1.0, 0.0, 0.0, 1.0}> ()
+        d = MatMul (a, b)
+        c = MatMul (d, k)
+    }""")
+    batch = {"x": np.ones((3, 2), np.float32), "labels": np.zeros((3, 2), np.float32)}
+    for train, functions in ((["w"], 1), (None, 0)):
+        session = trained(gradcut.compile(given, "mse", train=train, optimizer=gradcut.SGD(lr=0.01)), [batch] * 2)
+        session.export(tmp_path / "tuned.onnx")
+        assert len(onnx.load(tmp_path / "tuned.onnx").functions) == functions
+        (y,) = run(tmp_path / "tuned.onnx", {"x": batch["x"]})
+        np.testing.assert_allclose(y, session.evaluate(batch).outputs["y"], rtol=1e-6)

@@ -605,3 +605,82 @@ def test_digits_train_from_the_shipped_file() -> None:
     for _ in range(15):
         running.step({"image": image, "labels": labels})
     assert running.evaluate({"image": image, "labels": labels}).loss < 0.3 * first
+
+
+def small(source: str) -> gradcut.TrainingSession:
+    """A session of a graph with a parameter `w`, trained to outputs `y` by mse with SGD."""
+    return gradcut.TrainingSession(
+        gradcut.compile(text(source), "mse:output=y", train=["w"], optimizer=gradcut.SGD(lr=0.1)), threads=1
+    )
+
+
+X = np.ones((3, 2), np.float32)
+WEIGHT = "<float[2, 2] w = {1.0, 2.0, 3.0, 4.0}>"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x", "float[n, 2]"), ("w", "float[2, 2]")])
+def test_outputs_that_are_inputs_or_weights_keep_their_names(name: str, kind: str) -> None:
+    running = small(f"g (float[n, 2] x) => (float[n, 2] y, {kind} {name}) {WEIGHT} {{ y = MatMul (x, w) }}")
+    for call in (running.evaluate, running.step, running.evaluate):
+        before = {"x": X, **running.parameters()}[name]
+        outputs = call({"x": X, "labels": X}).outputs
+        assert set(outputs) == {"y", name}
+        np.testing.assert_array_equal(outputs[name], before)
+
+
+def test_a_scalar_constant_trains_where_train_names_it(tmp_path: Path) -> None:
+    source = """g (float[n, 2] x) => (float[n, 2] y)
+    { w = Constant <value = float {2.0}> () h = Mul (x, w) y = Neg (h) }"""
+    running = small(source)
+    running.step({"x": X, "labels": X})  # y = -2; d loss / dw = 2 (y - 1) (-1) = 6
+    assert running.parameters() == {"w": pytest.approx(1.4)}
+    running.export(tmp_path / "tuned.onnx")
+    (constant, *_) = onnx.load(tmp_path / "tuned.onnx").graph.node
+    assert onnx.numpy_helper.to_array(constant.attribute[0].t) == pytest.approx(1.4)
+
+
+def test_what_cannot_train() -> None:
+    integer = text("g (float[n, 2] x) => (float[n, 2] y) <int64[1] i = {1}> { y = Unsqueeze (x, i) }")
+    with pytest.raises(SpecError, match="train: 'i' is INT64; only floats carry a gradient"):
+        gradcut.compile(integer, "mse", train=["i"])
+    with pytest.raises(SpecError, match="nothing is left to train: the model has no parameter"):
+        gradcut.compile(integer, "mse")
+    with pytest.raises(SpecError, match="seed is an integer of 64 bits, not 2.5"):
+        compiled(seed=2.5)
+
+
+@pytest.mark.parametrize("label", [2, -1])
+def test_labels_are_checked_where_the_classes_are_a_symbol(label: int) -> None:
+    model = text("g (float[n, c] x) => (float[n, c] y) <float[1] w = {1.0}> { y = Mul (x, w) }")
+    running = gradcut.TrainingSession(gradcut.compile(model, "cross_entropy", train=["w"]), threads=1)
+    assert running.step({"x": X, "labels": np.array([0, 1, -100])}).step == 1
+    with pytest.raises(FeedError, match=f"holds label {label} at row 1; the model has 2 classes, 0 to 1"):
+        running.step({"x": X, "labels": np.array([0, label, 1])})
+
+
+def test_feeds_that_only_a_run_can_refuse_leave_the_state(capfd: pytest.CaptureFixture[str]) -> None:
+    """A token beyond the table: one error, and nothing on the terminal from the runtime."""
+    running = small(f"g (int64[n] i) => (float[n, 2] y) {WEIGHT} {{ y = Gather (w, i) }}")
+    labels = X[:1]
+    before = state(running)
+    with pytest.raises(FeedError, match="onnxruntime could not run the graph on these feeds: .*indices"):
+        running.step({"i": np.array([7]), "labels": labels})
+    assert state(running) == before and capfd.readouterr() == ("", "")
+    assert running.step({"i": np.array([1]), "labels": labels}).step == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("string", "string"), ("bfloat16", "bfloat16")], ids=["strings", "bfloat16"]
+)
+def test_inputs_that_no_value_can_be_made_of(kind: str, name: str) -> None:
+    source = f"""g (float[n, 2] x, {kind}[n] s) => (float[n, 2] y, {kind}[n] t) {WEIGHT}
+    {{ y = MatMul (x, w) t = Identity (s) }}"""
+    with pytest.raises(GradcutError, match=rf"input 's' is tensor\({name}\), which a session cannot bind"):
+        small(source)
+
+
+def test_feeds_and_artifacts_of_another_kind() -> None:
+    with pytest.raises(FeedError, match="feeds are arrays by input name, such as {'x': array}"):
+        session().step([X])
+    with pytest.raises(SpecError, match="a session trains TrainingArtifacts or their directory, not None"):
+        gradcut.TrainingSession(None)

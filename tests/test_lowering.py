@@ -1,0 +1,319 @@
+"""Every lowering equals torch and the op's own body, for every shape that it says it is good for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from onnx import helper
+
+from gradcut.dialect import DIALECT
+from gradcut.lowering import LOWERINGS, REWRITINGS, Call, Lowering, choose, rewrite
+from gradcut.ops import Builder, Names
+from tests.benchmarks.lowerings import Array, Case, Conv, average_pool, embedding, max_pool, normal, session
+
+CONVOLUTIONS = [
+    Conv(2, 3, 4, (7, 6)),
+    Conv(3, 4, 6, (5, 5), pads=(0, 0)),
+    Conv(2, 3, 4, (8, 9), stride=(2, 2)),
+    Conv(2, 3, 4, (9, 8), (3, 2), (2, 3), (0, 1)),
+    Conv(2, 3, 4, (7, 7), (2, 2), (3, 3), (0, 0)),  # strides over the kernel: places that no window reaches
+    Conv(2, 3, 4, (9, 9), dilation=(2, 2)),
+    Conv(2, 3, 4, (11, 9), (3, 2), (2, 1), (2, 1), (2, 3)),
+    Conv(1, 5, 3, (4, 4), (1, 1), pads=(0, 0)),
+    Conv(2, 5, 3, (5, 4), (1, 1), (2, 2), (0, 0)),
+    Conv(2, 5, 3, (4, 4), (1, 1), pads=(1, 0)),
+    Conv(2, 2, 3, (3, 3), (5, 5), pads=(2, 2)),
+    Conv(2, 2, 3, (6, 6), (3, 3), pads=(3, 4)),  # pads over the kernel
+    Conv(2, 4, 6, (7, 6), group=2),
+    Conv(2, 4, 6, (7, 6), (3, 3), (2, 2), group=2),
+    Conv(2, 20, 20, (6, 5), group=20),
+    Conv(2, 20, 40, (6, 5), (3, 3), (2, 1), (1, 0), group=20),
+    Conv(2, 12, 6, (5, 5), dilation=(2, 1), group=6),
+    Conv(2, 3, 4, (9,), (3,), (1,), (1,), (1,)),
+    Conv(2, 4, 4, (9,), (4,), (3,), (2,), (1,), group=2),
+    Conv(2, 2, 3, (4, 5, 3), (3, 2, 1), (1, 2, 1), (1, 0, 0), (1, 1, 1)),
+    Conv(4, 512, 512, (2, 2)),
+    Conv(4, 32, 32, (16, 16)),
+]
+
+
+def cases() -> Iterator[Case]:
+    for one in CONVOLUTIONS:
+        yield from (one.weight_grad(), one.input_grad(), one.input_grad(frozen=True))
+    for size, kernel, stride, pad in [
+        (8, 2, 2, 0),
+        (9, 2, 2, 0),
+        (9, 2, 3, 0),
+        (9, 3, 2, 1),
+        (6, 3, 3, 1),
+        (7, 2, 1, 0),
+    ]:
+        yield max_pool(2, 3, size, kernel, stride, pad)
+        yield average_pool(2, 3, size, kernel, stride, pad)
+    yield average_pool(2, 3, 9, 5, 1, 2)
+    yield average_pool(2, 3, 9, 3, 3)
+    yield from (embedding(11, 4, (2, 5)), embedding(7, 3, (6,)))
+    yield from (sliced(1, 3), sliced(-3, 2**62), sliced(-(2**62), -1), sliced(3, 2))
+
+
+def sliced(start: int, end: int) -> Case:
+    """x[:, start:end] of [2, 5, 3]."""
+    full = torch.zeros(2, 5, 3)
+    shape = tuple(full[:, start:end].shape)
+    bounds = {
+        name: np.array([n], np.int64) for name, n in (("starts", start), ("ends", end), ("axes", 1), ("steps", 1))
+    }
+    operands = {"dY": normal(*shape), **bounds, "shape": np.array([2, 5, 3], np.int64)}
+
+    def compute(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        x = full.clone()
+        x[:, start:end] = given["dY"]
+        return x
+
+    return Case("SliceGrad", f"Slice {start}:{end}", operands, {}, (2, 5, 3), compute)  # type: ignore[arg-type]
+
+
+def forms() -> Iterator[Case]:
+    for case in cases():
+        yield case
+        yield replace(case.static(), title=f"{case.title} static")
+
+
+def run(model: onnx.ModelProto, case: Case) -> Array:
+    onnx.checker.check_model(model)
+    taken = session(model)
+    result: Array = taken.run(None, {value.name: case.operands[value.name] for value in taken.get_inputs()})[0]
+    return result
+
+
+@pytest.mark.parametrize("case", forms(), ids=lambda case: case.title)
+def test_equal_torch_and_the_reference(case: Case) -> None:
+    expected = case.torch(case.tensors()).numpy()
+    lowerings: list[Lowering | None] = [None, *case.applicable()]
+    for lowering in lowerings:
+        actual = run(case.model(lowering), case)
+        assert actual.shape == expected.shape, lowering
+        np.testing.assert_allclose(
+            actual, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max(), err_msg=str(lowering)
+        )
+
+
+@pytest.mark.parametrize("case", forms(), ids=lambda case: case.title)
+def test_choice_is_the_cheapest_that_applies(case: Case) -> None:
+    call, chosen = case.call(), choose(case.call())
+    if chosen.name == "reference":
+        assert not case.applicable()
+    else:
+        assert chosen in case.applicable()
+        assert chosen.cost(call) == min(one.cost(call) for one in case.applicable())
+
+
+def test_every_lowering_is_tried_and_is_of_the_dialect() -> None:
+    tried = {(case.op, lowering.name) for case in cases() for lowering in case.applicable()}
+    assert tried == {(op, one.name) for op, several in LOWERINGS.items() for one in several}
+    assert LOWERINGS.keys() <= DIALECT.keys()
+
+
+def test_batch_of_another_size_than_costs_assume() -> None:
+    for one in (Conv(2, 3, 4, (7, 6)), Conv(2, 64, 64, (4, 4)), Conv(2, 16, 16, (6, 6), group=16)):
+        small, large = one, replace(one, n=5)
+        for name in ("weight_grad", "input_grad"):
+            built, other = getattr(small, name)(), getattr(large, name)()
+            for lowering in built.applicable():
+                if (
+                    name == "input_grad"
+                ):  # the shape of X is an operand that the model holds; only the reference reads it
+                    assert "shape" not in {v.name for v in built.model(lowering).graph.initializer}
+                expected = other.torch(other.tensors()).numpy()
+                np.testing.assert_allclose(run(built.model(lowering), other), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("one", [CONVOLUTIONS[0], CONVOLUTIONS[5]], ids=str)
+def test_symbolic_images_need_no_reference_at_stride_1(one: Conv, frozen: bool) -> None:
+    case = one.input_grad(frozen)
+    call = case.call()
+    for value in (call[0], call.output):
+        value.shape = ir.Shape(["N", value.shape[1], "H", "W"])
+    names = [lowering.name for lowering in LOWERINGS["ConvInputGrad"] if math.isfinite(lowering.cost(call))]
+    assert names == ["transposed", "reversed_kernel"]
+
+
+def test_symbolic_images_with_strides_take_the_reference() -> None:
+    for case in (CONVOLUTIONS[2].input_grad(), CONVOLUTIONS[0].weight_grad()):
+        call = case.call()
+        for value in (call[0], call[1], call.output):
+            if (
+                value.name in ("dY", "X", "result")
+                and len(value.shape) == 4
+                and case.op == "ConvInputGrad"
+                or value.name == "X"
+            ):
+                value.shape = ir.Shape(["N", value.shape[1], "H", "W"])
+        assert choose(call).name == "reference"
+
+
+# --- what is chosen where ----------------------------------------------------------------------------------------
+
+
+def ops(case: Case) -> set[str]:
+    return {node.op_type for node in case.model(choose(case.call())).graph.node}
+
+
+def test_frozen_kernel_at_stride_1_is_a_plain_convolution() -> None:
+    for one in (
+        Conv(8, 64, 64, (16, 16)),
+        Conv(8, 64, 64, (28, 28), group=64),
+        Conv(8, 64, 64, (9, 9), dilation=(2, 2)),
+    ):
+        assert "ConvTranspose" not in ops(one.input_grad(frozen=True))
+        assert "Conv" in ops(one.input_grad(frozen=True))
+
+
+def test_kernel_that_is_to_train_is_not_reversed_although_it_is_an_initializer_now() -> None:
+    call = Conv(8, 64, 64, (16, 16)).input_grad(frozen=True).call()
+    assert choose(call).name == "reversed_kernel"
+    assert choose(replace(call, varying=frozenset({"W"}))).name == "transposed"
+
+
+def test_frozen_kernel_is_reversed_when_the_session_loads() -> None:
+    case = Conv(8, 64, 64, (16, 16)).input_grad(frozen=True)
+    model = case.model(choose(case.call()))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    left = optimized(model, options)
+    assert [node.op_type for node in left.graph.node] == ["Conv"]
+
+
+def test_gather_indices_are_computed_when_the_session_loads() -> None:
+    case = Conv(8, 64, 64, (8, 8)).weight_grad()
+    model = case.model(choose(case.call()))
+    assert model.ByteSize() < 10_000
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert not {"Min", "Add"} & {node.op_type for node in optimized(model, options).graph.node}
+
+
+def optimized(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnx.ModelProto:
+    """What the runtime makes of a model."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load(options.optimized_model_filepath)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        (Conv(8, 64, 64, (56, 56)).weight_grad(), "rows"),
+        (Conv(8, 256, 256, (4, 4)).weight_grad(), "taps"),
+        (Conv(8, 64, 128, (16, 16), stride=(2, 2)).weight_grad(), "taps"),
+        (Conv(8, 256, 128, (28, 28), (1, 1), pads=(0, 0)).weight_grad(), "windows"),
+        (Conv(8, 3, 64, (64, 64), (7, 7), (2, 2), (3, 3)).weight_grad(), "volume"),
+        (Conv(8, 64, 64, (56, 56), group=64).weight_grad(), "rows"),
+        (Conv(8, 64, 64, (56, 56), stride=(2, 2), group=64).weight_grad(), "windows"),
+        (Conv(8, 64, 64, (56, 56)).input_grad(), "transposed"),
+        (Conv(8, 512, 512, (7, 7)).input_grad(), "gathered"),
+        (Conv(8, 512, 512, (2, 2)).input_grad(), "scattered"),
+        (Conv(8, 512, 512, (2, 2)).input_grad(frozen=True), "gathered"),
+        (max_pool(8, 64, 32, 2, 2), "unpooled"),
+        (max_pool(8, 64, 32, 3, 2, 1), "reference"),
+        (average_pool(8, 64, 32, 2, 2), "resized"),
+        (average_pool(8, 64, 32, 3, 1, 1), "averaged"),
+        (average_pool(8, 64, 32, 3, 2, 1), "spread"),
+    ],
+    ids=lambda value: value.title if isinstance(value, Case) else value,
+)
+def test_measured_winner_is_chosen(case: Case, name: str) -> None:
+    assert choose(case.call()).name == name
+
+
+# --- rewritings of forward ops -----------------------------------------------------------------------------------
+
+
+def rewritten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """The model with each node rewritten that a rewriting is registered for, wanted or not; and those wanted."""
+    work = ir.from_proto(model)
+    wanted = []
+    for node in list(work.graph):
+        call = Call(node)
+        better = rewrite(call)
+        wanted += [better.name] if better else []
+        for one in REWRITINGS.get(node.op_type, ()):
+            if not math.isfinite(one.cost(call)):
+                continue
+            b = Builder(Names.of(work))
+            with b.arithmetic():
+                results = one.build(b, call)
+            work.graph.insert_before(node, b.nodes)
+            for output, result in zip(node.outputs, results, strict=False):
+                name = output.name
+                ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+                output.name, result.name = f"{name}_old", name
+                result.type, result.shape = output.type, output.shape
+            work.graph.remove(node, safe=True)
+            break
+    return ir.to_proto(work), wanted
+
+
+def both(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[str]:
+    """Compare a model with its rewritten form; returns the rewritings that its costs ask for."""
+    other, wanted = rewritten(model)
+    onnx.checker.check_model(other)
+    assert [n.op_type for n in model.graph.node] != [n.op_type for n in other.graph.node]
+    for mine, theirs in zip(session(model).run(None, feeds), session(other).run(None, feeds), strict=True):
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-4 * max(1.0, np.abs(mine[np.isfinite(mine)]).max()))
+    return wanted
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("one", [c for c in CONVOLUTIONS if c.group == 1], ids=str)
+def test_convolution_rewritten(one: Conv, bias: bool) -> None:
+    attributes = {name: value for name, value in one.attributes().items() if name != "group"}
+    weight = normal(one.m, one.c, *one.kernel)
+    feeds = {"X": normal(one.n, one.c, *one.size), "W": weight, **({"B": normal(one.m)} if bias else {})}
+    shapes = {**{name: list(array.shape) for name, array in feeds.items()}, "X": ["N", one.c, *one.size]}
+    node = helper.make_node("Conv", list(feeds), ["Y"], name="conv", **attributes)
+    wanted = both(one_node(node, shapes, {"Y": ["N", one.m, *one.outputs()]}), feeds)
+    assert wanted == (["gathered"] if one.size == (2, 2) else wanted)
+    if one.size[0] > 4:
+        assert not wanted
+
+
+@pytest.mark.parametrize("options", itertools.product(["none", "sum", "mean"], [None, -1, 3], [False, True], [1, 2]))
+def test_cross_entropy_rewritten(options: tuple[str, int | None, bool, int]) -> None:
+    reduction, ignored, weighted, outputs = options
+    labels = np.array([0, 3, 6, 3, 1], np.int64)
+    if ignored == -1:
+        labels[1] = -1
+    scores = normal(5, 7)
+    scores[1, 0] = -np.inf if ignored is not None and labels[1] == ignored else scores[1, 0]
+    feeds = {"scores": scores, "labels": labels, **({"weights": np.abs(normal(7))} if weighted else {})}
+    names = ["loss", "log_prob"][:outputs]
+    extra = {} if ignored is None else {"ignore_index": ignored}
+    node = helper.make_node("SoftmaxCrossEntropyLoss", list(feeds), names, name="loss", reduction=reduction, **extra)
+    results = {"loss": ["N"] if reduction == "none" else [], "log_prob": ["N", 7]}
+    shapes = {"scores": ["N", 7], "labels": ["N"], "weights": [7]}
+    assert both(one_node(node, shapes, {name: results[name] for name in names}), feeds) == ["log_softmax"]
+
+
+def one_node(
+    node: onnx.NodeProto, inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]]
+) -> onnx.ModelProto:
+    given = [helper.make_tensor_value_info(n, 7 if n == "labels" else 1, inputs[n]) for n in node.input]
+    made = [helper.make_tensor_value_info(name, 1, shape) for name, shape in outputs.items()]
+    graph = helper.make_graph([node], "one", given, made)
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
