@@ -181,4 +181,3 @@ def check_frozen(session: gradcut.TrainingSession, given: dict[str, torch.Tensor
     trained = set(session.artifacts.trainable)
     for name, array in session.parameters().items():
         assert (name in trained) or array.tobytes() == given[name].numpy().tobytes(), name
-

@@ -78,7 +78,7 @@ class Case:
             for index, operand in enumerate(node.inputs):
                 if operand is not None and operand.producer() is None:
                     node.replace_input_with(index, values[operand.name])
-        result.name, result.shape = "result", None
+        result.name, result.shape = "result", call.output.shape
         graph = self._graph([value for value in values.values() if value.uses()], b.nodes, result)
         return ir.to_proto(ir.Model(graph, ir_version=10))
 

@@ -645,7 +645,7 @@ def test_what_cannot_train() -> None:
         gradcut.compile(integer, "mse", train=["i"])
     with pytest.raises(SpecError, match="nothing is left to train: the model has no parameter"):
         gradcut.compile(integer, "mse")
-    with pytest.raises(SpecError, match="seed is an integer of 64 bits, not 2.5"):
+    with pytest.raises(SpecError, match=r"seed is an integer of 64 bits, not 2\.5"):
         compiled(seed=2.5)
 
 
@@ -663,7 +663,7 @@ def test_feeds_that_only_a_run_can_refuse_leave_the_state(capfd: pytest.CaptureF
     running = small(f"g (int64[n] i) => (float[n, 2] y) {WEIGHT} {{ y = Gather (w, i) }}")
     labels = X[:1]
     before = state(running)
-    with pytest.raises(FeedError, match="onnxruntime could not run the graph on these feeds: .*indices"):
+    with pytest.raises(FeedError, match=r"onnxruntime could not run the graph on these feeds: .*indices"):
         running.step({"i": np.array([7]), "labels": labels})
     assert state(running) == before and capfd.readouterr() == ("", "")
     assert running.step({"i": np.array([1]), "labels": labels}).step == 1
@@ -680,7 +680,7 @@ def test_inputs_that_no_value_can_be_made_of(kind: str, name: str) -> None:
 
 
 def test_feeds_and_artifacts_of_another_kind() -> None:
-    with pytest.raises(FeedError, match="feeds are arrays by input name, such as {'x': array}"):
+    with pytest.raises(FeedError, match=r"feeds are arrays by input name, such as {'x': array}"):
         session().step([X])
     with pytest.raises(SpecError, match="a session trains TrainingArtifacts or their directory, not None"):
         gradcut.TrainingSession(None)
