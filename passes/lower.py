@@ -1,4 +1,7 @@
-"""`lower`: adjoint ops become plain ONNX, each by the cheapest lowering that applies to its shapes."""
+"""`lower`: adjoint ops become plain ONNX, each by the cheapest lowering that applies to its shapes.
+
+A training BatchNormalization gets copies of its statistics, which the runtime would overwrite.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ class Lower(Pass):
         gradients = read_json(model, GRADIENTS) or {"wrt": {}}
         for graph in model.graphs():
             _lower_graph(graph, names, frozenset(gradients["wrt"]))
+            _guard_statistics(graph, names)
         remove_dead(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
@@ -53,6 +57,27 @@ def _lower_graph(graph: ir.Graph, names: Names, varying: frozenset[str]) -> None
         _replace(graph, node, b, result, names)
         done.append(node)
     graph.remove(done, safe=True)
+
+
+def _guard_statistics(graph: ir.Graph, names: Names) -> None:
+    """Have a training BatchNormalization read its statistics through a copy.
+
+    ONNX Runtime's kernel writes its second and third output over its inputs where those outputs are no graph outputs,
+    the caller's arrays and initializers included. Max of one operand is a copy that its optimizer leaves alone.
+    """
+    for node in list(graph):
+        mode = node.attributes.get("training_mode")
+        if node.op_type != "BatchNormalization" or node.domain or mode is None or not mode.as_int():
+            continue
+        b = Builder(names, prefix=f"{node.name}_")
+        for index in (3, 4):
+            value = node.inputs[index]
+            assert value is not None
+            producer = value.producer()
+            if producer is not None and producer.op_type == "Max" and len(producer.inputs) == 1:
+                continue
+            node.replace_input_with(index, b.op("Max", value, dtype=value.dtype, shape=value.shape))
+        graph.insert_before(node, b.nodes)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, b: Builder, result: ir.Value, names: Names) -> None:

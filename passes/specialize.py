@@ -1,12 +1,10 @@
-"""`specialize`: fix modes, make state and randomness explicit, fold what the exporter left dynamic without need.
+"""`specialize`: fix modes, make state and randomness explicit.
 
 1. BatchNormalization is inference, or training with its statistics as state: ``<running_mean>_next`` and
    ``<running_var>_next`` become outputs. A trained node gets momentum 0, so that its second and third output are the
-   batch's own statistics, which the backward reads; the running ones are computed beside it. It reads the old ones
-   through a copy (Max of one operand): ONNX Runtime's kernel writes its second and third output over its inputs.
+   batch's own statistics, which the backward reads; the running ones are computed beside it.
 2. Dropout is the identity, or a mask drawn from (seed, step, node): a counter-based hash over the element's number.
    So are random numbers that the model generates.
-3. CastLike to a known type is Cast.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ _CARRIERS = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"})
 @register
 @dataclass(frozen=True)
 class Specialize(Pass):
-    """Modes, state, draws, folding.
+    """Modes, state and draws.
 
     Attributes:
         batch_norm: ``auto``: a node that the file has in training mode stays, one in inference mode trains iff its
@@ -55,22 +53,9 @@ class Specialize(Pass):
         for option in ("batch_norm", "dropout"):
             if getattr(self, option) not in CHOICES:
                 raise PipelineError(f"specialize: {option} is one of {', '.join(CHOICES)}")
-        _fold_casts(model)
         _batch_norms(model, self.batch_norm)
         _draws(model, self.dropout, self.draws)
         return ir.passes.PassResult(model, modified=True)
-
-
-# --- 3. folding ----------------------------------------------------------------------------------------------
-
-
-def _fold_casts(model: ir.Model) -> None:
-    for node in model.graph.all_nodes():
-        if node.op_type != "CastLike" or node.domain or node.inputs[1] is None or node.inputs[1].dtype is None:
-            continue
-        node.op_type = "Cast"
-        node.attributes.add(ir.AttrInt64("to", int(node.inputs[1].dtype)))
-        node.resize_inputs(1)
 
 
 # --- 1. BatchNormalization -----------------------------------------------------------------------------------
@@ -142,10 +127,8 @@ def _train(graph: ir.Graph, node: ir.Node, names: Names, current: dict[ir.Value,
     node.attributes.add(ir.AttrFloat32("momentum", 0.0))
     sources = [_source(node, index) for index in (0, 1)]
     before = [current.get(source, source) for source in sources]
-    guard = Builder(names, prefix=f"{node.name}_")
     for index, value in enumerate(before):
-        node.replace_input_with(3 + index, guard.op("Max", value, dtype=value.dtype, shape=value.shape))
-    graph.insert_before(node, guard.nodes)
+        node.replace_input_with(3 + index, value)
     b = Builder(names, prefix=f"{node.name}_")
     with b.arithmetic():
         moved = _moved(b, node, momentum, before)

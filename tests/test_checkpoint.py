@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradcut.errors import CheckpointError
 from gradcut import checkpoint
+from gradcut.errors import CheckpointError
 
 DTYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int8, np.int32, np.int64, np.uint8, bool]
 META: dict[str, Any] = {"step": 12, "seed": 3, "data": {"epoch": 1, "batch": 4}, "name": "große Welt"}
