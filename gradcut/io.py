@@ -33,7 +33,6 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """`atomic_write` of bytes at hand."""
 
-
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
 

@@ -195,9 +195,7 @@ def digits() -> nn.Module:
     return module
 
 
-def float_inputs(
-    batch: int, seed: int, shape: tuple[int, ...], low: float = 0.0, name: str = "image"
-) -> Inputs:
+def float_inputs(batch: int, seed: int, shape: tuple[int, ...], low: float = 0.0, name: str = "image") -> Inputs:
     """Uniform values in [low, 1)."""
     values = np.random.default_rng(seed).uniform(low, 1.0, (batch, *shape))
     return {name: values.astype(np.float32)}
@@ -243,9 +241,7 @@ def export(name: str, path: str | Path, opset: int = OPSET, module: nn.Module | 
     return export_module(module or torch_module(name), example_inputs(name), path, opset, ZOO[name].doc)
 
 
-def export_module(
-    module: nn.Module, inputs: Inputs, path: str | Path, opset: int = OPSET, doc: str = ""
-) -> Path:
+def export_module(module: nn.Module, inputs: Inputs, path: str | Path, opset: int = OPSET, doc: str = "") -> Path:
     """Write any module with one output as one ONNX file whose first axis is dynamic; it is left in eval mode.
 
     `optimize=False` is what keeps the file trainable: the exporter's optimizer folds weights into nameless

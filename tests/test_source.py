@@ -51,7 +51,15 @@ def test_no_such_file_and_a_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"hello, this is no model", b"\x89PNG\r\n\x1a\n" + bytes(100), b"{}", bytes(1000), random.Random(0).randbytes(64)],
+    [
+        b"",
+        b"\0",
+        b"hello, this is no model",
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        b"{}",
+        bytes(1000),
+        random.Random(0).randbytes(64),
+    ],
 )
 def test_what_is_no_onnx_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.onnx"
