@@ -4,8 +4,9 @@
 2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number.
 3. Initializers that are also graph inputs are initializers only.
 4. Unnamed nodes get a name.
-5. Constants that are parameters become initializers under their output's name.
-6. Types and shapes are inferred where the file does not say them.
+5. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
+6. Constants that are parameters become initializers under their output's name.
+7. Types and shapes are inferred where the file does not say them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from gradcut.errors import ImportModelError, UnsupportedModelError
 from gradcut.ops import Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
+from gradcut.passes.sequences import unpack_sequences
 from gradcut.rules import REGISTRY
 
 OLDEST, TARGET, NEWEST = 7, 21, 26
@@ -51,6 +53,7 @@ class Import(Pass):
         _unshadow(model.graph)
         name_nodes(model)
         TopologicalSortPass()(model)
+        unpack_sequences(model)
         _lift_constants(model)
         _infer(model)
         declare(model)
