@@ -46,7 +46,7 @@ def _unpooled_cost(call: Call) -> float:
     if window is None or call[0].dtype != ir.DataType.FLOAT:
         return cost.NEVER
     for axis in range(window.rank):
-        if window.strides[axis] < window.reach(axis) or window.leftover(axis) < 0:
+        if window.strides[axis] < window.reach(axis) or window.leftover(axis) != 0:
             return cost.NEVER
     return cost.NODE + _UNPOOL * _elements(call)
 
@@ -55,11 +55,12 @@ def _unpooled_cost(call: Call) -> float:
 def unpooled(b: Builder, call: Call) -> ir.Value:
     """MaxUnpool by the forward's flat indices, for windows that do not overlap, so that no place gets two.
 
+    They cover X exactly: elsewhere the runtime and the ONNX page disagree on what an index means.
     2x2 stride 2: 1.0 (ScatterElements 3.4).
     """
     pads = call.ints("pads")
     kernel, strides = call.ints("kernel_shape"), call.ints("strides")
-    return b.MaxUnpool(call[0], call[1], call[2], kernel_shape=kernel, strides=strides, pads=pads)
+    return b.MaxUnpool(call[0], call[1], kernel_shape=kernel, strides=strides, pads=pads)
 
 
 # --- AveragePoolGrad -------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from gradcut.ops import Builder, Names
 Array = np.ndarray[Any, Any]
 PAUSE = 0.002
 #: Operands that are initializers in every case.
-SIZES = frozenset({"shape", "starts", "ends", "axes", "steps"})
+SIZES = frozenset({"shape"})
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,13 @@ def cases() -> list[Case]:
     found += [one.input_grad(frozen=True) for one in CONVOLUTIONS]
     found += [max_pool(8, 64, 32, 2, 2), max_pool(8, 64, 32, 3, 2, 1)]
     found += [average_pool(8, 64, 32, 2, 2), average_pool(8, 64, 32, 3, 2, 1), average_pool(8, 64, 35, 3, 1, 1)]
-    return [*found, embedding(30522, 256, (8, 32)), embedding(1000, 128, (8, 32))]
+    return [
+        *found,
+        embedding(30522, 256, (8, 32)),
+        embedding(1000, 128, (8, 32)),
+        embedding(512, 256, (8, 128)),
+        embedding(2, 256, (8, 128)),
+    ]
 
 
 # --- the table -------------------------------------------------------------------------------------------------
