@@ -4,9 +4,10 @@
 2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number.
 3. Initializers that are also graph inputs are initializers only.
 4. Unnamed nodes get a name.
-5. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
-6. Constants that are parameters become initializers under their output's name.
-7. Types and shapes are inferred where the file does not say them.
+5. An Identity that torch's exporter wrote for ``x.detach()`` is a mark, by the node's own metadata.
+6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
+7. Constants that are parameters become initializers under their output's name.
+8. Types and shapes are inferred where the file does not say them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
-from gradcut.dialect import DIALECT, DOMAIN, declare
+from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import ImportModelError, UnsupportedModelError
 from gradcut.ops import Dim, Names
 from gradcut.parameters import constant_tensor, decide
@@ -34,6 +35,8 @@ from gradcut.passes.base import Pass, register
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.rules import REGISTRY
 
+#: Where torch's exporter says what a node was.
+_FX_NODE = "pkg.torch.onnx.fx_node"
 OLDEST, TARGET, NEWEST = 7, 21, 26
 
 
@@ -52,6 +55,7 @@ class Import(Pass):
             convert_to(model, TARGET)
         _unshadow(model.graph)
         name_nodes(model)
+        _mark_detached(model)
         TopologicalSortPass()(model)
         unpack_sequences(model)
         _lift_constants(model)
@@ -232,6 +236,17 @@ def name_nodes(model: ir.Model) -> None:
         if not node.name or node.name in seen:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
         seen.add(node.name)
+
+
+def _mark_detached(model: ir.Model) -> None:
+    """A detach of a literal (``torch.tensor(c)`` writes one) is left as it is: it is constant anyway."""
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type != "Identity" or node.domain or "aten.detach" not in node.metadata_props.get(_FX_NODE, ""):
+                continue
+            source = node.inputs[0]
+            if source is not None and constant_tensor(source) is None:
+                node.domain, node.op_type = DOMAIN, MARK
 
 
 def _lift_constants(model: ir.Model) -> None:

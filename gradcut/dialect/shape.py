@@ -46,7 +46,8 @@ def gather_grad(b: Builder, dY: ir.Value, indices: ir.Value, shape: ir.Value, *,
     flat = b.Reshape(b.Cast(indices, to=ir.DataType.INT64), b.Concat(b.Reshape(n, one), one, axis=0))
     flat = b.Where(b.Less(flat, b.ints([0])), b.Add(flat, size), flat)
     zeros = _zeros_like(b, dY, b.Concat(size, outer * inner, axis=0))
-    added = b.ScatterND(zeros, flat, rows, reduction="add")
+    places = b.Expand(flat, b.Shape(rows))  # ScatterND would lose updates, see `gradcut.rules.shape.put_back`
+    added = b.ScatterElements(zeros, places, rows, axis=0, reduction="add")
     moved = b.Transpose(b.Reshape(added, b.Concat(size, outer, inner, axis=0), allowzero=1), perm=[1, 0, 2])
     return b.Reshape(moved, shape, allowzero=1)
 

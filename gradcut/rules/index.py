@@ -34,15 +34,12 @@ def gather_elements(op: Adjoint) -> Cotangents:
 @rule("GatherND", "data")
 def gather_nd(op: Adjoint) -> Cotangents:
     """Slices of the cotangent added up at their indices."""
-    data, batch_dims = op["data"], op.attr("batch_dims", 0)
-    if batch_dims:
-        gather = lambda numbers: op.b.op("GatherND", numbers, op["indices"], batch_dims=batch_dims)
-        yield "data", put_back(op, "data", gather)
-        return
-    b, dY = op.b, op.wide(op.dY)
-    zeros = b.zeros(b.shape_of(data), dY.dtype or ir.DataType.FLOAT, data.shape)
-    added = b.op("ScatterND", zeros, op["indices"], dY, reduction="add", shape=data.shape)
-    yield "data", b.Cast(added, to=data.dtype)
+    batch_dims = op.attr("batch_dims", 0)
+
+    def gather(numbers: ir.Value) -> ir.Value:
+        return op.b.op("GatherND", numbers, op["indices"], batch_dims=batch_dims)
+
+    yield "data", put_back(op, "data", gather)
 
 
 @rule("ScatterElements", "data updates")

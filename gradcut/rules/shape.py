@@ -139,16 +139,17 @@ def _scattered(op: Adjoint) -> ir.Value:
 def put_back(op: Adjoint, operand: str, move: Callable[[ir.Value], ir.Value]) -> ir.Value:
     """The adjoint of an operator that only copies elements: dY added up where each element came from.
 
-    `move` applies the operator to the row numbers of the flat operand, which tells where that is.
+    `move` applies the operator to the row numbers of the flat operand, which tells where that is. Not by ScatterND:
+    with reduction=add ONNX Runtime's kernel adds in parallel and loses updates of a place that comes twice.
     """
     b, value, kind = op.b, op[operand], ir.DataType.INT64
     shape = b.shape_of(value)
     count = b.ReduceProd(shape, keepdims=0)
     numbers = b.Range(b.constant(0, kind), count, b.constant(1, kind), dtype=kind)
-    places = b.Reshape(move(b.Reshape(numbers, shape, allowzero=1)), b.ints([-1, 1]))
+    places = b.Reshape(move(b.Reshape(numbers, shape, allowzero=1)), b.ints([-1]))
     dY = op.wide(op.dY)
     zeros = b.zeros(b.Reshape(count, b.ints([1])), dY.dtype or ir.DataType.FLOAT)
-    added = b.ScatterND(zeros, places, b.Reshape(dY, b.ints([-1])), reduction="add")
+    added = b.ScatterElements(zeros, places, b.Reshape(dY, b.ints([-1])), axis=0, reduction="add")
     return b.Cast(b.op("Reshape", added, shape, allowzero=1, shape=value.shape), to=value.dtype)
 
 
