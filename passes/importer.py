@@ -56,6 +56,7 @@ class Import(Pass):
         _unshadow(model.graph)
         name_nodes(model)
         _mark_detached(model)
+        declare(model)
         TopologicalSortPass()(model)
         unpack_sequences(model)
         _lift_constants(model)
