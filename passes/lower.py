@@ -1,10 +1,12 @@
 """`lower`: adjoint ops become plain ONNX, each by the cheapest lowering that applies to its shapes.
 
 A training BatchNormalization gets copies of its statistics, which the runtime would overwrite.
+Forward ops that the runtime computes slowly for their shapes are rewritten in the same place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +14,7 @@ import onnx_ir as ir
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import PipelineError
-from gradcut.lowering import Call, choose
+from gradcut.lowering import Call, choose, rewrite
 from gradcut.ops import Builder, Names
 from gradcut.passes.base import GRADIENTS, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
@@ -36,27 +38,37 @@ class Lower(Pass):
         names = Names.of(model)
         gradients = read_json(model, GRADIENTS) or {"wrt": {}}
         for graph in model.graphs():
-            _lower_graph(graph, names, frozenset(gradients["wrt"]))
+            _lower_graph(graph, names, frozenset(gradients["wrt"]), forward=self.target == "onnx")
             _guard_statistics(graph, names)
         remove_dead(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _lower_graph(graph: ir.Graph, names: Names, varying: frozenset[str]) -> None:
+def _lower_graph(graph: ir.Graph, names: Names, varying: frozenset[str], forward: bool) -> None:
     done = []
     for node in list(graph):
-        if node.domain != DOMAIN or node.op_type == MARK or node.op_type not in DIALECT:
+        plan = _plan(Call(node, varying=varying), forward)
+        if plan is None:
             continue
-        call = Call(node, varying=varying)
-        chosen = choose(call)
+        name, build = plan
         b = Builder(names, prefix=f"{node.outputs[0].name}_")
-        b.tag = {**node.metadata_props, LOWERING: f"{node.op_type}:{chosen.name}"}
+        b.tag = {**node.metadata_props, LOWERING: f"{node.op_type}:{name}"}
         with b.arithmetic():
-            result = chosen.build(b, call)
-        _replace(graph, node, b, result, names)
+            results = build(b)
+        _replace(graph, node, b, results, names)
         done.append(node)
     graph.remove(done, safe=True)
+
+
+def _plan(call: Call, forward: bool) -> tuple[str, Callable[[Builder], Sequence[ir.Value]]] | None:
+    """What to build in the place of a node, and the name of that; None where the node stays."""
+    node = call.node
+    if node.domain == DOMAIN and node.op_type in DIALECT and node.op_type != MARK:
+        chosen = choose(call)
+        return chosen.name, lambda b: [chosen.build(b, call)]
+    better = rewrite(call) if forward else None
+    return None if better is None else (better.name, lambda b: better.build(b, call))
 
 
 def _guard_statistics(graph: ir.Graph, names: Names) -> None:
@@ -80,12 +92,16 @@ def _guard_statistics(graph: ir.Graph, names: Names) -> None:
         graph.insert_before(node, b.nodes)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, b: Builder, result: ir.Value, names: Names) -> None:
-    """Put the built nodes before the call, and the result under the call's name in its place."""
-    output = node.outputs[0]
-    if result.producer() not in b.nodes or result.producer() is None:
-        result = b.op("Identity", result, dtype=output.dtype)
-    result.type, result.shape = output.type, output.shape
+def _replace(graph: ir.Graph, node: ir.Node, b: Builder, results: Sequence[ir.Value], names: Names) -> None:
+    """Put the built nodes before the node, and the results under the names of its outputs in their place."""
+    built = []
+    for output, result in zip(node.outputs, results, strict=False):
+        if result.producer() is None or result.producer() not in b.nodes:
+            result = b.op("Identity", result, dtype=output.dtype)
+        result.type, result.shape = output.type, output.shape
+        built.append((output, result))
     graph.insert_before(node, b.nodes)
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    result.name, output.name = output.name, names.fresh("lowered")
+    for output, result in built:
+        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+        if output.name:
+            result.name, output.name = output.name, names.fresh("lowered")

@@ -20,7 +20,7 @@ from onnx import helper
 from gradcut.dialect import DIALECT
 from gradcut.lowering import LOWERINGS, REWRITINGS, Call, Lowering, choose, rewrite
 from gradcut.ops import Builder, Names
-from tests.benchmarks.lowerings import Array, Case, Conv, average_pool, embedding, max_pool, normal, session
+from tests.benchmarks.lowerings import Array, Case, Conv, average_pool, embedding, gelu, max_pool, normal, session
 
 CONVOLUTIONS = [
     Conv(2, 3, 4, (7, 6)),
@@ -64,6 +64,7 @@ def cases() -> Iterator[Case]:
     yield average_pool(2, 3, 9, 5, 1, 2)
     yield average_pool(2, 3, 9, 3, 3)
     yield from (embedding(11, 4, (2, 5)), embedding(7, 3, (6,)), embedding(2000, 3, (4, 1)))
+    yield gelu(4, 33)
     yield from (gathered((4, 5, 3), 1, (2, 6)), gathered((4, 5, 3), 2, (7,)), gathered((3, 4), 0, ()))
 
 
@@ -238,7 +239,7 @@ def optimized(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> on
         (Conv(8, 512, 512, (2, 2)).input_grad(), "scattered"),
         (Conv(8, 512, 512, (2, 2)).input_grad(frozen=True), "gathered"),
         (embedding(2, 256, (8, 128)), "compared"),
-        (embedding(30522, 256, (8, 32)), "scattered"),
+        (embedding(30522, 256, (8, 32)), "slotted"),
         (max_pool(8, 64, 32, 2, 2), "unpooled"),
         (max_pool(8, 64, 32, 3, 2, 1), "reference"),
         (average_pool(8, 64, 32, 2, 2), "resized"),
@@ -328,3 +329,27 @@ def one_node(
     made = [helper.make_tensor_value_info(name, 1, shape) for name, shape in outputs.items()]
     graph = helper.make_graph([node], "one", given, made)
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def test_a_moving_convolution_is_rewritten_and_a_frozen_one_is_left_to_the_runtime(tmp_path: Path) -> None:
+    """A frozen W is laid out once by the runtime, which also fuses its Relu: nothing of ours stands in the way."""
+    import gradcut
+
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal((256, 256, 3, 3)).astype("f") / 48, n) for n in ("a", "b")
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["p"], name="first", pads=[1] * 4),
+        helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node("Conv", ["q", "b"], ["r"], name="second", pads=[1] * 4),
+    ]
+    ends = [helper.make_tensor_value_info(name, 1, ["N", 256, 2, 2]) for name in ("x", "r")]
+    graph = helper.make_graph(nodes, "two", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    count = lambda train: sum(
+        node.op_type == "Conv" and node.name in ("first", "second")
+        for node in gradcut.compile(model, loss="mse", train=train).training_model.graph
+    )
+    assert count(["b"]) == 1
+    assert count(["a", "b"]) == 0

@@ -14,7 +14,7 @@ from gradcut.ops import AttrRef, Builder
 Ints = Sequence[int] | AttrRef
 
 
-@dialect_op("dY Indices shape")
+@dialect_op("dY Indices shape", carried="kernel_shape strides pads dilations")
 def max_pool_grad(b: Builder, dY: ir.Value, Indices: ir.Value, shape: ir.Value) -> ir.Value:
     """dX: each cotangent added at the place its maximum came from. Indices are flat over the whole of X."""
     flat = b.ints([-1])

@@ -37,7 +37,7 @@ def _sizes(call: Call) -> tuple[int, int, int]:
 
 def _gathered_cost(call: Call) -> float:
     window = _window(call)
-    if window is None:
+    if window is None or call.is_constant(1):  # the runtime lays out a frozen W beforehand, and fuses what follows
         return cost.NEVER
     batch, channels, rows = _sizes(call)
     images, results = batch * channels * window.places, batch * rows * window.count
@@ -53,8 +53,6 @@ def _conv_cost(call: Call) -> float:
     batch, channels, rows = _sizes(call)
     columns = batch * channels * window.taps * window.count
     weights = rows * channels * window.taps
-    if call.is_constant(1):
-        return cost.blocked_convolution(2 * columns * rows, weights, batch)
     return cost.convolution(2 * columns * rows, columns, weights, batch)
 
 
@@ -63,7 +61,7 @@ def gathered(b: Builder, call: Call) -> tuple[ir.Value]:
     """[M, O N] = W [M, C K], as it lies, times the windows of X [C K, O N], gathered.
 
     Good where W is large and the images are small, since W is packed once and not for each image: 512 channels 2x2
-    0.54 (Conv 2.25; with W frozen 1.5), 256 -> 512 channels 4x4 stride 2 0.47 (1.8), 256 channels 4x4 1.05 (1.24).
+    0.54 (Conv 2.25), 256 -> 512 channels 4x4 stride 2 0.47 (1.8), 256 channels 4x4 1.05 (1.24).
     """
     window = _window(call)
     assert window is not None

@@ -72,6 +72,11 @@ class Call:
     def static_output(self, start: int = 0) -> list[int] | None:
         return _numbers(self.output.shape, start)
 
+    def static_axis(self, axis: int) -> int | None:
+        """One dimension of the output, if it is a number."""
+        size = None if self.output.shape is None else self.output.shape[axis]
+        return size if isinstance(size, int) else None
+
     def is_constant(self, index: int) -> bool:
         """Whether an operand is an initializer that does not change in a run."""
         return self[index].is_initializer() and self[index].name not in self.varying

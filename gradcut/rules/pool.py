@@ -24,9 +24,18 @@ def max_pool(op: Adjoint) -> Cotangents:
     indices = op.out("Indices")
     indices.dtype = ir.DataType.INT64
     indices.shape = op.out().shape
-    dY = op.wide(op.dY)
-    added = b.op("MaxPoolGrad", dY, indices, b.shape_of(X), domain="gradcut", dtype=dY.dtype, shape=X.shape)
+    static = X.shape is not None and static_dims(ir.Shape(list(X.shape)[2:])) is not None
+    dY, window = op.wide(op.dY), window_attributes(op) if static else {}  # the window is for lowerings alone
+    added = b.op("MaxPoolGrad", dY, indices, b.shape_of(X), domain="gradcut", dtype=dY.dtype, shape=X.shape, **window)
     yield "X", b.Cast(added, to=X.dtype)
+
+
+@rule("MaxUnpool", "X")
+def max_unpool(op: Adjoint) -> Cotangents:
+    """Each element reads the cotangent at the place it was put."""
+    b, flat = op.b, op.b.ints([-1])
+    read = b.GatherElements(b.Reshape(op.dY, flat), b.Reshape(op["I"], flat), axis=0)
+    yield "X", b.op("Reshape", read, b.shape_of(op["X"]), shape=op["X"].shape)
 
 
 @rule("AveragePool", "X")

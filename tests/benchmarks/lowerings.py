@@ -226,6 +226,14 @@ def _pool_attributes(kernel: int, stride: int, pad: int) -> dict[str, Any]:
     return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4, "dilations": [1, 1]}
 
 
+def gelu(*shape: int) -> Case:
+    """The exact form."""
+    operands = {"dY": normal(*shape), "X": 3 * normal(*shape)}
+    grad = torch.ops.aten.gelu_backward
+    compute = lambda given: grad(given["dY"], given["X"])
+    return Case("GeluGrad", f"Gelu {shape}", operands, {}, shape, compute, batched=frozenset({"dY", "X", "result"}))
+
+
 def embedding(rows: int, columns: int, shape: tuple[int, ...]) -> Case:
     """Rows of a table, by random indices of a shape."""
     indices = np.random.default_rng(rows).integers(0, rows, shape)
@@ -281,9 +289,12 @@ def cases() -> list[Case]:
     found += [average_pool(8, 64, 32, 2, 2), average_pool(8, 64, 32, 3, 2, 1), average_pool(8, 64, 35, 3, 1, 1)]
     return [
         *found,
+        gelu(8, 128, 1024),
         embedding(30522, 256, (8, 32)),
         embedding(1000, 128, (8, 32)),
         embedding(512, 256, (8, 128)),
+        embedding(30522, 256, (8, 128)),
+        embedding(1000, 128, (8, 128)),
         embedding(2, 256, (8, 128)),
     ]
 

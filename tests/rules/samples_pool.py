@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from tests.rules.sample import Sample, distinct, normal, sample
 
 
 def samples() -> Iterator[Sample]:
     yield from _max_pool()
     yield from _average_pool()
+    places = np.array([[[[0, 7], [10, 13]], [[17, 18], [28, 31]]]], np.int64)
+    yield sample("MaxUnpool", "halves", normal(1, 2, 2, 2), places, kernel_shape=[2, 2], strides=[2, 2])
     for op in ("GlobalAveragePool", "GlobalMaxPool"):
         yield sample(op, "image", distinct(2, 3, 3, 4))
         dtypes = "float16" if op == "GlobalMaxPool" else "float16 float64"
