@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class TrainingSession:
 
     Args:
         artifacts: from `gradcut.compile`, or the directory of saved ones; training goes on from their checkpoint.
+            What it holds of a directory, as `artifacts`, is without tensors: they live in the session alone.
         device: ``cpu`` or ``cuda``.
         threads: of the runtime and of the host optimizer; None: the cores this process may use.
         optimizer_backend: ``host``: a numba kernel in place (CPU, float32 and float64); ``graph``: the emitted graph;
@@ -73,6 +74,10 @@ class TrainingSession:
             if not isinstance(artifacts, (str, os.PathLike)):
                 raise SpecError(f"a session trains TrainingArtifacts or their directory, not {artifacts!r}")
             artifacts = TrainingArtifacts.load(artifacts)
+            loaded = dict(artifacts.tensors)
+            artifacts = replace(artifacts, tensors={})  # nobody else has them: one copy, the session's, is enough
+        else:
+            loaded = dict(artifacts.tensors)
         if artifacts.manifest["target"] != "onnx":
             raise ArtifactsError(
                 f"these artifacts are of the target {artifacts.manifest['target']}, which onnxruntime.training.api "
@@ -83,7 +88,7 @@ class TrainingSession:
         self._threads, self._options = threads, provider_options
         self.steps = int(artifacts.start.get("step", 0))
         self._seed = int(artifacts.start.get("seed", self.manifest["seed"]))
-        self._slots = {name: Slot(np.asarray(array), device) for name, array in artifacts.tensors.items()}
+        self._slots = {name: Slot(np.asarray(loaded.pop(name)), device) for name in tuple(loaded)}
         self._training = self._runner("training_model")
         self._evaluation: Runner | None = None
         self._checks: dict[str, FeedCheck] = {}
