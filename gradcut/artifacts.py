@@ -32,6 +32,9 @@ MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.bin"
 GRAPHS = ("training_model", "optimizer_model", "step_model", "eval_model")
+METRICS = "metrics.jsonl"
+#: What compiling and training write; saving again replaces these, and leaves what else lies there.
+OURS = frozenset({"model.onnx", *(f"{name}.onnx" for name in GRAPHS), WEIGHTS, CHECKPOINT, MANIFEST, METRICS})
 #: A tensor of at least this many bytes that graphs share is written once, beside them.
 SHARED_BYTES = 1 << 16
 _ALIGNMENT = 4096
@@ -61,7 +64,7 @@ class TrainingArtifacts:
     folder: Path | None = field(default=None, compare=False)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Write the directory whole or not at all.
+        """Write the directory whole or not at all; files there that are not ours stay.
 
         Raises:
             ArtifactsError: `path` holds something else than artifacts, or artifacts that were trained, and not
@@ -69,7 +72,7 @@ class TrainingArtifacts:
         """
         target = Path(path)
         check_target(target, force)
-        with atomic_directory(target) as staging:
+        with atomic_directory(target, OURS) as staging:
             graphs = {"model": self.model, **self.graphs()}
             shared = _write_weights(graphs, staging)
             for name, graph in graphs.items():
@@ -150,12 +153,19 @@ def check_target(target: Path, force: bool) -> None:
     if not target.is_dir() or not (target / MANIFEST).is_file():
         raise ArtifactsError(f"{target} is there already and holds no artifacts; choose another place")
     if not force and _was_trained(target):
-        raise ArtifactsError(f"{target} was trained; it is overwritten only with --force (save(..., force=True))")
+        raise ArtifactsError(f"{target} was trained; it is overwritten only with --force (in Python, force=True)")
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raise where writing `path` would overwrite a file of artifacts."""
+    target = Path(path).resolve()
+    if target.name in OURS and (target.parent / MANIFEST).is_file():
+        raise ArtifactsError(f"{path} is a file of the artifacts in {target.parent}; write to another place")
 
 
 def _was_trained(folder: Path) -> bool:
     """Whether anything there was won by training; a checkpoint that cannot be read may be, and is not thrown away."""
-    if (folder / "metrics.jsonl").exists():
+    if (folder / METRICS).exists():
         return True
     if not (folder / CHECKPOINT).exists():
         return False

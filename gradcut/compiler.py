@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -16,7 +17,7 @@ from gradcut.activity import NO_PATH, Activity, Flow, FlowGraph
 from gradcut.artifacts import SCHEMA, VERSION, TrainingArtifacts
 from gradcut.cost import Cost, estimate
 from gradcut.dialect import is_mark, reported_name
-from gradcut.errors import LossError, NothingTrainsError, SpecError
+from gradcut.errors import GradcutWarning, LossError, NothingTrainsError, SpecError
 from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, signature, step_graph
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import AdamW, Optimizer, parse_optimizer
@@ -134,7 +135,10 @@ def compile(
     given = own(model)
     with collection_held():
         work, head = with_loss(given, request, loss, verify_each, watch)
-        return _Compilation(request, given, work, head, verify_each, watch).artifacts()
+        artifacts = _Compilation(request, given, work, head, verify_each, watch).artifacts()
+    for text in artifacts.manifest["warnings"]:
+        warnings.warn(text, GradcutWarning, stacklevel=2)
+    return artifacts
 
 
 def with_loss(
@@ -208,6 +212,12 @@ class _Compilation:
         return see
 
     def _check_reached(self) -> None:
+        lost = self._overlooked()
+        if lost and self.request.strict:
+            raise SpecError(
+                f"strict: {join_names(lost, 4)} stand where weights do, but the file does not name them parameters; "
+                "export it with optimize=False, or name in --train what is to train"
+            )
         unreached = self.gradients["unreached"]
         if unreached and (self.request.strict or not self.gradients["wrt"]):
             why = "; ".join(f"{name}: {self.blocked[name]}" for name in unreached[:8])
@@ -330,9 +340,31 @@ class _Compilation:
             "parameters": self._parameters({one.name for one in trained}),
             "batch_norm": self.modes,
             "unreached": {name: self.blocked[name] for name in self.gradients["unreached"]},
+            "warnings": list(self._warnings()),
             "cut": [edge._asdict() for edge in self.activity.cut],
             "cost": self.cost.as_dict() if self.cost is not None else {},
         }
+
+    def _warnings(self) -> Iterator[str]:
+        """What was asked for and cannot be, a sentence each."""
+        lost = self._overlooked()
+        if lost:
+            yield (
+                f"{join_names(lost, 3)} {'stands' if len(lost) == 1 else 'stand'} where weights do, but the file does "
+                "not name them parameters, as torch's exporter leaves it with optimize=True: they stay as they are, "
+                "unless --train names them exactly"
+            )
+        if self.request.dropout == "train" and not any(n.op_type == "Dropout" for n in self.forward.graph.all_nodes()):
+            yield "dropout=train, but the file holds no Dropout: the exporter has removed it"
+        if self.request.batch_norm == "train" and not self.modes:
+            yield "batch_norm=train, but the file holds no BatchNormalization"
+
+    def _overlooked(self) -> list[str]:
+        """Weights that nobody named, where every parameter was to train."""
+        if self.request.train:
+            return []
+        given = main_values(self.given.graph)  # a loss graph has constants of its own
+        return [name for name, decision in self.decisions.items() if decision.overlooked and name in given]
 
     def _roles(self, trained: Sequence[Trained], scalars: StepNames) -> dict[str, str]:
         roles = {name: "user" for name in self.user_inputs if name}

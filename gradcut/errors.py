@@ -35,6 +35,10 @@ class GradcutError(Exception):
     user = True
 
 
+class GradcutWarning(UserWarning):
+    """What was asked for is done, but not as a person would think; the manifest lists the same sentences."""
+
+
 class ImportModelError(GradcutError):
     """The model file cannot be taken in."""
 

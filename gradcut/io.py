@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 
@@ -40,32 +40,39 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A fresh directory to fill; on success it takes the place of `path`, on failure nothing changes."""
-    target = Path(path).absolute()
+def atomic_directory(path: str | os.PathLike[str], ours: Container[str]) -> Iterator[Path]:
+    """A fresh directory to fill; on success it takes the place of `path`, on failure nothing changes.
+
+    Args:
+        ours: names that are replaced; whatever else lies in the directory moves over.
+    """
+    target = Path(path).resolve()  # where a link leads, so that the link stays one
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         yield staging
         staging.chmod(_default_mode() | 0o111)
-        _swap(staging, target)
+        _swap(staging, target, ours)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _swap(staging: Path, target: Path) -> None:
+def _swap(staging: Path, target: Path, ours: Container[str]) -> None:
     if not target.exists():
         staging.rename(target)
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(retired / "old")
+    old = retired / "old"
+    target.rename(old)
     try:
         staging.rename(target)
     except OSError:
-        (retired / "old").rename(target)
+        old.rename(target)
+        retired.rmdir()
         raise
-    finally:
-        shutil.rmtree(retired, ignore_errors=True)
+    for entry in [entry for entry in old.iterdir() if entry.name not in ours]:
+        entry.rename(target / entry.name)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

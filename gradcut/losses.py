@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from gradcut.errors import LossError, SpecError
 from gradcut.ops import Builder
-from gradcut.text import format_spec, nearest, parse_spec
+from gradcut.text import format_spec, parse_spec
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,9 @@ def parse_loss(spec: str) -> Loss:
     """
     name, options = parse_spec(spec)
     if name not in LOSSES:
-        hint = ", ".join(nearest(name, LOSSES) or sorted(LOSSES))
-        raise LossError(f"there is no loss {name!r}; there are {hint}, or a graph of your own: FILE.onnx")
+        raise LossError(
+            f"there is no loss {name!r}; there are {', '.join(sorted(LOSSES))}, or a graph of your own: FILE.onnx"
+        )
     cls = LOSSES[name]
     known = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in options.items():

@@ -3,7 +3,8 @@
 1. Where any initializer says what it is (``InputSpec.kind`` of torch's exporter), exactly those of kind PARAMETER.
 2. Elsewhere a float initializer or Constant of rank >= 1 that reaches, possibly through operators that only move or
    cast it, an operand that its rule declares a weight. An Add or Mul takes a constant of more than one element as a
-   weight, and an Add directly behind a MatMul by a parameter takes any.
+   weight, and an Add directly behind a MatMul by a parameter takes any. In a file whose weights are initializers, a
+   Constant of nothing but ones or zeros is none: so exporters write a norm without scale and bias.
 3. BatchNormalization's mean and variance are state.
 4. Everything else is constant.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +25,7 @@ from gradcut.dialect import is_mark
 from gradcut.ops import FLOATS
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
-_CARRIERS = frozenset({"Transpose", "Reshape", "Cast", "Identity", "Unsqueeze", "Squeeze", "Concat"})
+_CARRIERS = frozenset("Transpose Reshape Flatten Cast Identity Unsqueeze Squeeze Concat Slice Split".split())
 #: A mask of -inf is often written as a large finite number; nothing that trains starts there.
 _MASK_LIMIT = 1e4
 
@@ -36,11 +38,16 @@ class Declarations(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """What one constant tensor of the model is: ``parameter``, ``state`` or ``constant``, and by which rule."""
+    """What one constant tensor of the model is: ``parameter``, ``state`` or ``constant``, and by which rule.
+
+    Attributes:
+        overlooked: a constant by rule 1 that stands where a weight does; the exporter has lost what it was.
+    """
 
     value: ir.Value
     kind: str
     reason: str
+    overlooked: bool = False
 
     @property
     def name(self) -> str:
@@ -67,12 +74,10 @@ def decide(graph: ir.Graph, declarations: Declarations) -> dict[str, Decision]:
     """Each initializer and Constant of the main graph, in order, with what it is."""
     candidates = list(_candidates(graph))
     said = {value.name: kind for value in candidates if (kind := _declared_kind(value))}
-    decisions: dict[str, Decision] = {}
     finder = _Weights(declarations)
-    for value in candidates:
-        kind, reason = _by_file(value, said) if said else finder.kind(value)
-        decisions[value.name or ""] = Decision(value, kind, reason)
-    return decisions
+    decide_one = partial(_by_file, said, finder) if said else finder.decision
+    decisions = {value.name or "": decide_one(value) for value in candidates}
+    return decisions if said else _without_trivial(decisions)
 
 
 def parameters(graph: ir.Graph, declarations: Declarations) -> dict[str, ir.Value]:
@@ -92,13 +97,36 @@ def _declared_kind(value: ir.Value) -> str | None:
     return None if kind is None else kind.rsplit(".", 1)[-1].upper()
 
 
-def _by_file(value: ir.Value, said: dict[str | None, str]) -> tuple[str, str]:
+def _by_file(said: dict[str | None, str], finder: _Weights, value: ir.Value) -> Decision:
     kind = said.get(value.name)
     if kind == "PARAMETER" and _dtype(value) in FLOATS:
-        return "parameter", "the file says PARAMETER"
+        return Decision(value, "parameter", "the file says PARAMETER")
     if any(_is_statistic(node, index) for node, index in value.uses()):
-        return "state", "mean or variance of a BatchNormalization"
-    return "constant", f"the file says {kind}" if kind else "the file names it no parameter"
+        return Decision(value, "state", "mean or variance of a BatchNormalization")
+    if kind:
+        return Decision(value, "constant", f"the file says {kind}")
+    found = finder.decision(value)
+    if found.kind == "parameter" and finder.is_certain(value) and not _is_trivial(value):
+        return Decision(value, "constant", f"{found.reason}, but the file names it no parameter", overlooked=True)
+    return Decision(value, "constant", "the file names it no parameter")
+
+
+def _without_trivial(decisions: dict[str, Decision]) -> dict[str, Decision]:
+    """Where weights are initializers, a Constant of ones or zeros is a constant."""
+    if not any(d.kind == "parameter" and d.value.is_initializer() for d in decisions.values()):
+        return decisions
+    for name, decision in decisions.items():
+        if decision.kind == "parameter" and not decision.value.is_initializer() and _is_trivial(decision.value):
+            decisions[name] = Decision(decision.value, "constant", "a Constant of ones or zeros alone")
+    return decisions
+
+
+def _is_trivial(value: ir.Value) -> bool:
+    tensor = constant_tensor(value)
+    if tensor is None:
+        return False
+    array = tensor.numpy()
+    return bool((array == 0).all() or (array == 1).all())
 
 
 def _dtype(value: ir.Value) -> ir.DataType | None:
@@ -116,7 +144,17 @@ class _Weights:
     def __init__(self, declarations: Declarations) -> None:
         self.declarations = declarations
 
-    def kind(self, value: ir.Value) -> tuple[str, str]:
+    def decision(self, value: ir.Value) -> Decision:
+        return Decision(value, *self._kind(value))
+
+    def is_certain(self, value: ir.Value) -> bool:
+        """Whether some operand that takes hardly anything but weights is reached: no sum, product or look-up."""
+        return any(
+            self.declarations.weight(node, index) and node.op_type not in ("Add", "Mul", "Gather")
+            for node, index in _uses(value)
+        )
+
+    def _kind(self, value: ir.Value) -> tuple[str, str]:
         tensor = constant_tensor(value)
         if tensor is None or tensor.dtype not in FLOATS:
             return "constant", "not a float"
@@ -151,9 +189,10 @@ def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         for node, index in stack.pop().uses():
             yield node, index
             carries = (node.domain == "" and node.op_type in _CARRIERS) or is_mark(node)
-            if carries and (index == 0 or node.op_type == "Concat") and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                stack.append(node.outputs[0])
+            if carries and (index == 0 or node.op_type == "Concat"):
+                fresh = [output for output in node.outputs if output not in seen]
+                seen.update(fresh)
+                stack += fresh
 
 
 def _behind_matmul(node: ir.Node, index: int) -> bool:

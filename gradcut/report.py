@@ -95,8 +95,14 @@ class Summary:
             yield "loss", NO_LOSS
 
     def warnings(self) -> Iterator[str]:
+        every = [one["name"] for one in self.manifest["parameters"]]
+        by_reason: dict[str, list[str]] = {}
         for name, why in self.manifest["unreached"].items():
-            yield f"{name} gets no gradient and is left out of training: {why}"
+            by_reason.setdefault(why, []).append(name)
+        for why, names in by_reason.items():
+            are = "gets no gradient and is" if len(names) == 1 else "get no gradient and are"
+            yield f"{join_names(condensed(names, every), 4)} {are} left out of training: {why}"
+        yield from self.manifest["warnings"]
         yield from self.destroyed
 
     def _frozen(self) -> Iterator[tuple[str, str]]:

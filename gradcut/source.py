@@ -6,11 +6,13 @@ Nothing is converted here; the `import` pass does that, on a copy.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import google.protobuf.message
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
 
 from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
 
@@ -47,17 +49,25 @@ def load(model: Source) -> ir.Model:
         raise NotOnnxError(f"{path} is not a whole ONNX model: it says no opset; it may be cut short")
     _check_external(loaded, path.parent)
     _take_in_attributes(loaded)
+    _check_structure(loaded)
     return loaded
 
 
 def own(model: Source) -> ir.Model:
     """As `load`, but always a model that may be changed without the caller seeing it."""
     loaded = load(model)
-    return loaded.clone() if loaded is model else loaded
+    mine = loaded.clone() if loaded is model else loaded
+    if not isinstance(model, (str, os.PathLike)):
+        _own_constants(mine)
+    return mine
 
 
 def _from_proto(proto: onnx.ModelProto) -> ir.Model:
-    copy = ir.from_proto(proto)
+    try:
+        copy = ir.from_proto(proto)
+    except Exception as error:
+        raise NotOnnxError(f"the proto is not a valid ONNX model: {_root(error)}") from error
+    _check_structure(copy)
     for tensor in _external_tensors(copy):
         raise ExternalDataError(
             f"tensor {tensor.name!r} lies outside the proto, in {str(tensor.location)!r}; give the model's path instead"
@@ -71,7 +81,7 @@ def _read_binary(path: Path) -> ir.Model:
     except google.protobuf.message.DecodeError as error:
         raise NotOnnxError(f"{path} is not an ONNX model, or it is cut short ({error})") from error
     except Exception as error:
-        raise NotOnnxError(f"{path} cannot be read as an ONNX model: {error}") from error
+        raise NotOnnxError(f"{path} cannot be read as an ONNX model: {_root(error)}") from error
 
 
 def _read_text(path: Path) -> ir.Model:
@@ -91,14 +101,46 @@ def clean_parser_error(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def _root(error: BaseException) -> str:
+    """What went wrong first, on one line: onnx_ir wraps it once for each level of the model."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def _check_structure(model: ir.Model) -> None:
+    """Refuse a graph without outputs, values that nothing gives, tensors of the wrong size; sort nodes where needed."""
+    if not model.graph.outputs:
+        raise NotOnnxError("the model's graph has no outputs")
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            _check_size(value)
+    known = {value for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())}
+    sound = True
+    for node in model.graph.all_nodes():
+        for value in [value for value in node.inputs if value is not None and value not in known]:
+            if value.producer() is None:
+                raise NotOnnxError(f"node {node.name!r} ({node.op_type}) reads {value.name!r}, which nothing gives")
+            sound = False
+        known.update(node.outputs)
+    for output in model.graph.outputs:
+        if output not in known:
+            raise NotOnnxError(f"output {output.name!r} is given by no node")
+    if not sound:
+        TopologicalSortPass()(model)
+
+
+def _check_size(value: ir.Value) -> None:
+    tensor = value.const_value
+    if isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+        have = len(tensor.raw.raw_data)
+        if have != tensor.nbytes:
+            raise NotOnnxError(f"tensor {value.name!r} should have {tensor.nbytes} bytes, and has {have}")
+
+
 def _external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for body in bodies:
-        for node in body.all_nodes():
-            tensors += [
-                a.as_tensor() for a in node.attributes.values() if a.type == ir.AttributeType.TENSOR and not a.is_ref()
-            ]
+    tensors += [tensor for _, _, tensor in _tensor_attributes(model)]
     return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
 
 
@@ -128,11 +170,24 @@ def _check_external(model: ir.Model, folder: Path) -> None:
 
 def _take_in_attributes(model: ir.Model) -> None:
     """Read the tensors of Constant nodes into memory: elsewhere, only initializers are expected to lie in files."""
+    for node, name, tensor in _tensor_attributes(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            inside = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+            node.attributes[name] = ir.AttrTensor(name, inside)
+
+
+def _own_constants(model: ir.Model) -> None:
+    """Tensor objects of Constant nodes are the caller's, and onnx_ir names them after their value when it reads one."""
+    for node, name, tensor in _tensor_attributes(model):
+        if node.op_type == "Constant" and tensor.dtype != ir.DataType.STRING:
+            own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            node.attributes[name] = ir.AttrTensor(name, own)
+
+
+def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.TensorProtocol]]:
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in body.all_nodes():
             for name, attribute in list(node.attributes.items()):
-                tensor = None if attribute.is_ref() else attribute.value
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(tensor, ir.ExternalTensor):
-                    inside = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
-                    node.attributes[name] = ir.AttrTensor(name, inside)
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield node, name, attribute.as_tensor()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import onnx_ir as ir
 
-from gradcut.errors import PipelineError
+from gradcut.errors import PipelineError, SpecError
 from gradcut.text import format_scalar, nearest, parse_scalar, quote
 
 PASSES: dict[str, type[Pass]] = {}
@@ -96,7 +96,12 @@ def _parse(pass_name: str, key: str, field: dataclasses.Field[Any], texts: list[
 def read_json(model: ir.Model, key: str) -> Any:
     """A metadata property as JSON, None where it is absent."""
     text = model.metadata_props.get(key)
-    return None if text is None else json.loads(text)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SpecError(f"the model's metadata property {key} is no JSON ({error}): {text[:80]!r}") from error
 
 
 def write_json(model: ir.Model, key: str, value: Any) -> None:

@@ -34,6 +34,7 @@ from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.rules import REGISTRY
+from gradcut.text import nearest
 
 #: Where torch's exporter says what a node was.
 _FX_NODE = "pkg.torch.onnx.fx_node"
@@ -49,6 +50,7 @@ class Import(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         check_opset(model)
+        check_dialect(model)
         declare(model)
         inline(model)
         if model.opset_imports[""] < TARGET:
@@ -74,6 +76,35 @@ def check_opset(model: ir.Model) -> None:
             f"the model is at opset {opset}; gradcut takes opsets {OLDEST} to {NEWEST}. "
             "Export it again, or convert it with onnx.version_converter."
         )
+
+
+def check_dialect(model: ir.Model) -> None:
+    """Refuse calls into our domain that mean nothing here, and a mark that would change its operand."""
+    functions = {key[1]: function for key, function in model.functions.items() if key[0] == DOMAIN}
+    for node in [node for graph in model.graphs() for node in graph if node.domain == DOMAIN]:
+        if node.op_type not in DIALECT and node.op_type not in functions:
+            known = ", ".join(nearest(node.op_type, DIALECT, 1) or [MARK])
+            raise UnsupportedModelError(
+                f"node {node.name!r}: there is no {DOMAIN}.{node.op_type}, and the file holds no such function; "
+                f"nearest: {known}"
+            )
+        if node.op_type == MARK and (len(node.inputs) != 1 or node.inputs[0] is None or len(node.outputs) != 1):
+            raise UnsupportedModelError(f"node {node.name!r}: {DOMAIN}.{MARK} takes one value and gives one")
+    mark = functions.get(MARK)
+    if mark is not None and not _is_identity(mark):
+        raise UnsupportedModelError(
+            f"the file defines {DOMAIN}.{MARK} as something else than Identity; a mark does not change its operand"
+        )
+
+
+def _is_identity(function: ir.Function) -> bool:
+    nodes = list(function)
+    return (
+        len(nodes) == 1
+        and (nodes[0].domain, nodes[0].op_type) == ("", "Identity")
+        and list(nodes[0].inputs) == list(function.inputs)
+        and list(nodes[0].outputs) == list(function.outputs)
+    )
 
 
 # --- functions -----------------------------------------------------------------------------------------------
@@ -260,9 +291,9 @@ def lift_constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """Turn a Constant node's output into an initializer of the same name."""
     node, tensor = value.producer(), constant_tensor(value)
     assert node is not None and tensor is not None
-    lifted = ir.Value(
-        name=value.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-    )
+    shape = ir.Shape(tensor.shape.numpy())
+    own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)  # the given model has the other, unnamed
+    lifted = ir.Value(name=value.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=own)
     ir.convenience.replace_all_uses_with(value, lifted, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     graph.register_initializer(lifted)

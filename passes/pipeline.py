@@ -21,7 +21,6 @@ import onnx_ir as ir
 from gradcut.errors import PipelineError
 from gradcut.passes.base import PASSES, Pass
 from gradcut.passes.verify import verify
-from gradcut.text import nearest
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[^\s,{}\[\]='\"]+)|(?P<string>'(?:\\.|[^'\\])*')|(?P<mark>[,{}\[\]=]))")
 Watch = Callable[[Pass, ir.Model, float], None]
@@ -95,8 +94,7 @@ class _Parser:
         start = self.start
         name = self._word("a pass")
         if name not in PASSES:
-            hint = ", ".join(nearest(name, PASSES) or sorted(PASSES))
-            self._fail(f"there is no pass {name!r}; there are {hint}", start)
+            self._fail(f"there is no pass {name!r}; there are {', '.join(sorted(PASSES))}", start)
         options: dict[str, list[str]] = {}
         if self.token == "{" and self.kind == "mark":
             self._next()

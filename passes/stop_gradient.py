@@ -20,6 +20,7 @@ from gradcut.passes.base import FROZEN, TRAINABLE, Pass, read_json, register, wr
 from gradcut.passes.importer import lift_constant
 from gradcut.rules import REGISTRY
 from gradcut.spec import Uses, match_parameters, match_values
+from gradcut.text import join_names
 
 #: The first IR version whose models hold functions, which is what a mark is.
 FUNCTIONS_SINCE = 8
@@ -55,6 +56,9 @@ def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str]) -> Non
     decisions = decide(model.graph, REGISTRY)
     known = [name for name, d in decisions.items() if d.kind == "parameter"]
     others = [name for name, d in decisions.items() if d.kind == "constant"]
+    lost = sorted(frozen_names(model) - decisions.keys())
+    if lost:
+        raise SpecError(f"the model's metadata property {FROZEN} names {join_names(lost)}, which it does not hold")
     frozen = frozen_names(model) | set(match_parameters(freeze, model.graph, known, others))
     wanted = match_parameters(train, model.graph, known, others) if train else known
     trainable = [name for name in wanted if name not in frozen]
@@ -76,8 +80,15 @@ def _make_trainable(graph: ir.Graph, decision: Decision) -> None:
 
 
 def frozen_names(model: ir.Model) -> set[str]:
-    """The parameters that the model itself freezes."""
-    return set(read_json(model, FROZEN) or ())
+    """The parameters that the model itself freezes.
+
+    Raises:
+        SpecError: the metadata property is no list of names.
+    """
+    names = read_json(model, FROZEN)
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise SpecError(f"the model's metadata property {FROZEN} is a JSON list of parameter names, not {names!r}")
+    return set(names or ())
 
 
 def insert_marks(model: ir.Model, places: Iterable[Uses], reason: str | None) -> list[ir.Value]:

@@ -18,6 +18,7 @@ import pytest
 
 import gradcut
 from gradcut import artifacts as module
+from gradcut.artifacts import check_output
 from gradcut.errors import ArtifactsError
 from models import zoo
 from tests.exported import exported
@@ -134,6 +135,29 @@ def test_trained_artifacts_are_overwritten_only_by_force(tmp_path: Path) -> None
         compiled().save(tmp_path / "d")
     compiled().save(tmp_path / "d", force=True)
     assert not (tmp_path / "d" / "metrics.jsonl").exists()
+
+
+def test_what_is_not_ours_survives_saving_again(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    compiled().save(folder)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "1").write_text("too")
+    (tmp_path / "link").symlink_to(folder)
+    compiled().save(tmp_path / "link", force=True)
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / "runs" / "1").read_text() == "too"
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(tmp_path.iterdir()) == [folder, tmp_path / "link"]
+    gradcut.TrainingArtifacts.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "training_model.onnx", "checkpoint.safetensors"])
+def test_an_output_is_no_file_of_artifacts(name: str, tmp_path: Path) -> None:
+    compiled().save(tmp_path / "d")
+    with pytest.raises(ArtifactsError, match="is a file of the artifacts in"):
+        check_output(tmp_path / "d" / name)
+    check_output(tmp_path / "d" / "tuned.onnx")
+    check_output(tmp_path / name)
 
 
 def test_a_directory_trained_through_the_api_is_overwritten_only_by_force(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import gradcut
+from gradcut.errors import SpecError
 from gradcut.parameters import KIND, decide, parameters
 from gradcut.rules import REGISTRY
 from tests.written import parse
@@ -51,6 +53,22 @@ def test_what_the_file_says_survives_saving() -> None:
     model.graph.initializers["w"].metadata_props[KIND] = "InputKind.PARAMETER"
     again = ir.from_proto(onnx.ModelProto.FromString(ir.to_proto(model).SerializeToString()))
     assert list(parameters(again.graph, REGISTRY)) == ["w"]
+
+
+def test_a_weight_that_the_file_lost_is_overlooked_and_said() -> None:
+    text = """g (float[2,2] x) => (float[2,2] y)
+        <float[2,2] w = {1, 2, 3, 4}, float[2,2] val_7 = {1, 2, 3, 4}, float[2,2] ones = {1, 1, 1, 1}> {
+        h = MatMul (x, w)  k = MatMul (h, val_7)  y = MatMul (k, ones) }"""
+    model = ir.from_proto(parse(text))
+    model.graph.initializers["w"].metadata_props[KIND] = "InputKind.PARAMETER"
+    decisions = decide(model.graph, REGISTRY)
+    assert [name for name, one in decisions.items() if one.overlooked] == ["val_7"]
+    with pytest.warns(gradcut.errors.GradcutWarning, match="val_7 stands where weights do"):
+        artifacts = gradcut.compile(model, loss="mse")
+    assert artifacts.trainable == ("w",) and len(artifacts.manifest["warnings"]) == 1
+    with pytest.raises(SpecError, match="strict: val_7 stand where weights do"):
+        gradcut.compile(model, loss="mse", strict=True)
+    assert gradcut.compile(model, loss="mse", train=["w", "val_7"], strict=True).trainable == ("w", "val_7")
 
 
 # --- 2: where it reaches a weight ----------------------------------------------------------------------------
@@ -171,3 +189,23 @@ def test_each_decision_has_a_reason_and_a_size() -> None:
     w, e = decide(graph, REGISTRY).values()
     assert (w.name, w.reason, w.shape, w.size) == ("w", "operand 1 of MatMul (mm)", (3, 4), 12)
     assert (e.reason, e.size) == ("a scalar", 1)
+
+
+def test_a_constant_of_ones_is_a_weight_only_where_all_weights_are_constants() -> None:
+    norm = "y = LayerNormalization (h, s, b) }"
+    constants = "s = Constant <value = float[2] {1, 1}> ()  b = Constant <value = float[2] {0, 0}> () "
+    head = "g (float[2,2] x) => (float[2,2] y) "
+    beside = kinds(head + "<float[2,2] w = {1, 2, 3, 4}> { " + constants + "h = MatMul (x, w) " + norm)
+    assert beside == {"w": "parameter", "s": "constant", "b": "constant"}
+    weight = "w = Constant <value = float[2,2] {1, 2, 3, 4}> () "
+    assert set(kinds(head + "{ " + weight + constants + "h = MatMul (x, w) " + norm).values()) == {"parameter"}
+
+
+def test_a_weight_behind_slice_and_split() -> None:
+    text = """g (float[2,2] x) => (float[2,2] y)
+        <float[2,6] qkv = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}, int64[1] a = {0}, int64[1] e = {2}, int64[1] i = {1},
+         float[2,4] kv = {1, 2, 3, 4, 5, 6, 7, 8}> {
+        q = Slice (qkv, a, e, i)  k, v = Split <axis=1, num_outputs=2> (kv)
+        h = MatMul (x, q)  j = Add (x, k)  y = MatMul (h, v) }"""
+    found = kinds(text)
+    assert found["qkv"] == found["kv"] == "parameter"

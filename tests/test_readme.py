@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 import gradcut
 from gradcut.passes import PASSES
@@ -27,3 +32,13 @@ def test_the_public_face() -> None:
 
 def test_every_public_name_has_a_home() -> None:
     assert sorted(gradcut.__all__) == sorted([*gradcut._HOMES, *gradcut._MODULES])
+
+
+def test_the_python_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").symlink_to(README.parent / "models")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(blocks[0], found)
+    assert math.isfinite(found["result"].loss) and found["a"].cut
+    assert (tmp_path / "build" / "one_step.onnx").is_file()

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import gradcut
-from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
+from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError, SpecError, UnsupportedModelError
 from tests.written import parse
 
 TEXT = "g (float[2] x) => (float[2] y) <float[2] w = {2, 5}> { y = Mul (x, w) }"
@@ -180,3 +180,79 @@ def test_a_proto_must_hold_its_weights(external: Path) -> None:
         ExternalDataError, match=r"tensor 'w' lies outside the proto, in 'w.bin'; give the model's path"
     ):
         gradcut.load(onnx.load(external, load_external_data=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{ y = MatMul (x, q) }", "reads 'q', which nothing gives"),
+        ("{ z = Relu (x) }", "output 'y' is given by no node"),
+        ("{ y = Relu (x)  y = Abs (x) }", "redeclared"),
+    ],
+)
+def test_a_graph_that_does_not_hold_together(text: str, message: str, tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 21]> g (float[2,2] x) => (float[2,2] y) {text}'
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    for given in (proto, tmp_path / "m.onnx"):
+        with pytest.raises(NotOnnxError, match=message):
+            gradcut.load(given)
+
+
+def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
+    proto = parse("g (float[2,2] x) => (float[2,2] y) { h = Relu (x)  y = Abs (h) }")
+    swapped = [proto.graph.node[1], proto.graph.node[0]]
+    proto.graph.ClearField("node")
+    proto.graph.node.extend(swapped)
+    assert [node.op_type for node in gradcut.load(proto).graph] == ["Relu", "Abs"]
+
+
+def test_a_tensor_of_the_wrong_size(tmp_path: Path) -> None:
+    proto = parse("g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }")
+    proto.graph.initializer[0].ClearField("float_data")
+    proto.graph.initializer[0].raw_data = b"abc"
+    with pytest.raises(NotOnnxError, match="tensor 'w' should have 16 bytes, and has 3"):
+        gradcut.load(proto)
+
+
+def test_a_model_that_was_given_is_as_it_was() -> None:
+    """onnx_ir names the tensor of a Constant after its value when it looks at it."""
+    proto = parse("g (float[2,2] x) => (float[2,2] y) { c = Constant <value = float {2.0}> ()  y = Mul (x, c) }")
+    before = proto.SerializeToString(deterministic=True)
+    model = gradcut.load(onnx.ModelProto.FromString(before))
+    text = str(model)
+    for given in (proto, model):
+        gradcut.vjp(given, wrt=["x"], of=["y"])
+        gradcut.compile(given, train=["c"])
+    assert proto.SerializeToString(deterministic=True) == before and str(model) == text
+
+
+@pytest.mark.parametrize(
+    ("body", "call", "message"),
+    [
+        ("Y = Neg (X)", "StopGradient (x)", "as something else than Identity"),
+        ("Y = Identity (X)", "StopGradient (x, x)", "takes one value and gives one"),
+        ("Y = Identity (X)", "StopGradint (x)", "there is no gradcut.StopGradint.*nearest: StopGradient"),
+    ],
+)
+def test_a_mark_that_is_none(body: str, call: str, message: str) -> None:
+    proto = parse("g (float[2,2] x) => (float[2,2] y) { y = gradcut." + call + " }")
+    opset = [onnx.helper.make_opsetid("", 21)]
+    nodes = [onnx.helper.make_node(body.split()[2], ["X"], ["Y"])]
+    proto.functions.append(onnx.helper.make_function("gradcut", "StopGradient", ["X"], ["Y"], nodes, opset))
+    if not any(one.domain == "gradcut" for one in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid("gradcut", 1))
+    with pytest.raises(UnsupportedModelError, match=message):
+        gradcut.vjp(proto, wrt=["x"], of=["y"])
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [("garbage", "is no JSON"), ("{}", "JSON list of parameter names"), ('["nope"]', "names nope, which it does not")],
+)
+def test_a_freeze_in_the_file_that_means_nothing(frozen: str, message: str) -> None:
+    proto = parse("g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }")
+    onnx.helper.set_model_props(proto, {"gradcut.frozen": frozen})
+    with pytest.raises(SpecError, match=message):
+        gradcut.compile(proto, loss="mse")

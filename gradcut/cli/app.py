@@ -6,6 +6,7 @@ stderr; ``--debug``, anywhere on the line, shows the traceback as well.
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ class Commands(TyperGroup):
         given = list(sys.argv[1:] if args is None else args)
         debug = _DEBUG in given
         options["standalone_mode"] = False
+        logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # what it would print, `load` raises
         try:
             code = super().main([one for one in given if one != _DEBUG], *rest, **options)
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -41,11 +42,13 @@ def command(
     """Compile MODEL into training graphs."""
     from gradcut.artifacts import check_target
     from gradcut.compiler import compile
+    from gradcut.errors import GradcutWarning
     from gradcut.report import summarize
 
     folder = output if output is not None else Path(f"{Path(model).stem}.gradcut")
     check_target(folder, force)
     watch = PassWatch(print_ir_after, time_passes)
+    warnings.simplefilter("ignore", GradcutWarning)  # the summary says them
     artifacts = compile(
         model,
         loss=loss,

@@ -46,11 +46,11 @@ class PassWatch:
     def _check(self) -> None:
         from gradcut.errors import SpecError
         from gradcut.passes.base import PASSES
-        from gradcut.text import nearest
 
         for name in sorted(self.after - {"all", *PASSES}):
-            hint = ", ".join(nearest(name, PASSES) or sorted(PASSES))
-            raise SpecError(f"--print-ir-after: there is no pass {name!r}; there are {hint}, or all")
+            raise SpecError(
+                f"--print-ir-after: there is no pass {name!r}; there are {', '.join(sorted(PASSES))}, or all"
+            )
 
     @property
     def watch(self) -> Watch | None:

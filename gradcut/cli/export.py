@@ -14,9 +14,10 @@ def command(
     keep_marks: Annotated[bool, typer.Option("--keep-marks", help="Leave gradcut.StopGradient nodes in.")] = False,
 ) -> None:
     """Write the model in DIR with the trained parameters and running statistics."""
-    from gradcut.artifacts import TrainingArtifacts
+    from gradcut.artifacts import TrainingArtifacts, check_output
     from gradcut.runtime.export import export
 
+    check_output(output)
     artifacts = TrainingArtifacts.load(folder)
     moved = {*artifacts.trainable, *artifacts.manifest["state"]}
     export(artifacts.model, {name: artifacts.tensors[name] for name in sorted(moved)}, output, keep_marks)

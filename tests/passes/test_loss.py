@@ -138,7 +138,7 @@ def test_a_language_models_padding() -> None:
         (
             "n, 4",
             "cross_entrop",
-            "there is no loss 'cross_entrop'; there are cross_entropy, or a graph of your own: FILE.onnx",
+            "there is no loss 'cross_entrop'; there are cross_entropy, mse, or a graph of your own: FILE.onnx",
         ),
     ],
 )
