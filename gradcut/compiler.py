@@ -301,7 +301,7 @@ class _Compilation:
         for one in trained:
             tensors[one.name] = _array(self.decisions[one.name].value)
             for slot in one.slots.values():
-                tensors[slot] = np.zeros(tensors[one.name].shape, tensors[one.name].dtype)
+                tensors[slot] = np.zeros(tensors[one.name].shape, one.slot_dtype.numpy())
         for name in self.state:
             tensors[name] = _array(self.decisions[name].value)
         return tensors

@@ -25,6 +25,16 @@ class Trained:
     slots: Mapping[str, str]
     next: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def slot_dtype(self) -> ir.DataType:
+        """At least FLOAT: in a half precision type the squares of small gradients are 0."""
+        return slot_dtype(self.dtype)
+
+
+def slot_dtype(dtype: ir.DataType) -> ir.DataType:
+    """What the optimizer's state of a parameter is kept in."""
+    return ir.DataType.FLOAT if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else dtype
+
 
 @dataclass(frozen=True)
 class StepNames:
@@ -54,8 +64,9 @@ def optimizer_graph(optimizer: Optimizer, trained: Sequence[Trained], scalars: S
     graph = _empty("optimizer", opset)
     values: dict[str, ir.Value] = {}
     for one in trained:
-        for name in (one.name, one.gradient, *one.slots.values()):
+        for name in (one.name, one.gradient):
             values[name] = ir.Value(name=name, type=ir.TensorType(one.dtype), shape=one.shape)
+        values |= {name: _slot(one, name) for name in one.slots.values()}
     graph.inputs.extend(values.values())
     model = _model(graph)
     names = Names([*values, *(n for one in trained for n in one.next.values())])
@@ -82,7 +93,7 @@ def step_graph(
     graph.inputs[:] = [value for value in graph.inputs if value not in drawn]
     for one in trained:
         for name in one.slots.values():
-            values[name] = ir.Value(name=name, type=ir.TensorType(one.dtype), shape=one.shape)
+            values[name] = _slot(one, name)
             graph.inputs.append(values[name])
     if scalars.seed in values:
         graph.inputs.append(values[scalars.seed])
@@ -91,6 +102,10 @@ def step_graph(
     _append_update(model, optimizer, trained, scalars, values, names)
     graph.outputs.extend(value for value in kept if value.name in nexts)
     return model
+
+
+def _slot(one: Trained, name: str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(one.slot_dtype), shape=one.shape)
 
 
 def _append_update(

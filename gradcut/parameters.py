@@ -25,7 +25,7 @@ from gradcut.dialect import is_mark
 from gradcut.ops import FLOATS
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
-_CARRIERS = frozenset("Transpose Reshape Flatten Cast Identity Unsqueeze Squeeze Concat Slice Split".split())
+_CARRIERS = frozenset("Transpose Reshape Flatten Expand Cast Identity Unsqueeze Squeeze Concat Slice Split".split())
 #: A mask of -inf is often written as a large finite number; nothing that trains starts there.
 _MASK_LIMIT = 1e4
 

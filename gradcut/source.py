@@ -5,6 +5,7 @@ Nothing is converted here; the `import` pass does that, on a copy.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,22 +58,21 @@ def own(model: Source) -> ir.Model:
     """As `load`, but always a model that may be changed without the caller seeing it."""
     loaded = load(model)
     mine = loaded.clone() if loaded is model else loaded
-    if not isinstance(model, (str, os.PathLike)):
-        _own_constants(mine)
+    _own_tensors(mine)
     return mine
 
 
 def _from_proto(proto: onnx.ModelProto) -> ir.Model:
     try:
-        copy = ir.from_proto(proto)
+        loaded = ir.from_proto(proto)
     except Exception as error:
         raise NotOnnxError(f"the proto is not a valid ONNX model: {_root(error)}") from error
-    _check_structure(copy)
-    for tensor in _external_tensors(copy):
+    _check_structure(loaded)
+    for tensor in _external_tensors(loaded):
         raise ExternalDataError(
             f"tensor {tensor.name!r} lies outside the proto, in {str(tensor.location)!r}; give the model's path instead"
         )
-    return copy
+    return loaded
 
 
 def _read_binary(path: Path) -> ir.Model:
@@ -176,12 +176,20 @@ def _take_in_attributes(model: ir.Model) -> None:
             node.attributes[name] = ir.AttrTensor(name, inside)
 
 
-def _own_constants(model: ir.Model) -> None:
-    """Tensor objects of Constant nodes are the caller's, and onnx_ir names them after their value when it reads one."""
+def _own_tensors(model: ir.Model) -> None:
+    """Tensor objects are the caller's, and onnx_ir names them after their value; the memory behind is shared."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _own_tensor(value.const_value)
     for node, name, tensor in _tensor_attributes(model):
-        if node.op_type == "Constant" and tensor.dtype != ir.DataType.STRING:
-            own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-            node.attributes[name] = ir.AttrTensor(name, own)
+        node.attributes[name] = ir.AttrTensor(name, _own_tensor(tensor))
+
+
+def _own_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING:
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    return copy.copy(tensor)
 
 
 def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.TensorProtocol]]:

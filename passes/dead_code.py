@@ -6,16 +6,27 @@ outside, or that would stay, and runtimes trip over it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from gradcut.activity import inner_graphs
 
 
-def remove_dead(model: ir.Model) -> None:
-    """Remove nodes and initializers that nothing reads; inputs and outputs of the model stay."""
-    _release(model.graph)
+def remove_dead(model: ir.Model, keep: Iterable[str] = ()) -> None:
+    """Remove nodes and initializers that nothing reads; inputs and outputs of the model stay.
+
+    Args:
+        keep: initializers that stay, read or not.
+    """
+    graph = model.graph
+    kept = [graph.initializers[name] for name in keep if name in graph.initializers]
+    _release(graph)
     RemoveUnusedNodesPass()(model)
+    for value in kept:
+        if value.name not in graph.initializers:
+            graph.register_initializer(value)
 
 
 def _release(graph: ir.Graph) -> None:

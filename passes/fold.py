@@ -1,7 +1,8 @@
 """`fold`: compute once what depends on no input and no parameter: the shape arithmetic that exporters leave behind.
 
 1. The Shape of a value whose shape is static, and the Size of one.
-2. A node whose operands are all small constants, by onnx's reference evaluator; draws and control flow stay.
+2. A node whose operands are all small constants, by onnx's reference evaluator, for operators of shape arithmetic and
+   masks, which it gets right; all others stay.
 3. CastLike to a known type is Cast.
 4. Expand and Reshape to the shape there is already, and a Slice of everything, give way to their operand.
 
@@ -19,9 +20,15 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from gradcut.ops import FLOATS, same_shape, static_dims
-from gradcut.passes.base import DRAWING, Pass, register
+from gradcut.passes.base import TRAINABLE, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 
+_EVALUATED = frozenset(
+    """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather GatherElements GatherND
+    Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not OneHot Or Pow Range Reciprocal
+    ReduceMax ReduceMin ReduceProd ReduceSum Reshape ScatterElements ScatterND Sign Slice Split Sqrt Squeeze Sub
+    Tile Transpose Trilu Unsqueeze Where Xor""".split()
+)
 #: Larger results stay computed at run time: folding them would grow the file.
 _LIMIT = 1024
 #: An end that exporters write for "to the end"; no dimension is as long.
@@ -49,7 +56,7 @@ class Fold(Pass):
                 result = _evaluated(node, model.opset_imports[""])
             if result is not None:
                 _replace(model.graph, node, result)
-        remove_dead(model)
+        remove_dead(model, keep=read_json(model, TRAINABLE) or ())
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -101,9 +108,7 @@ def _static(node: ir.Node) -> np.ndarray[Any, Any] | None:
 
 def _evaluated(node: ir.Node, opset: int) -> np.ndarray[Any, Any] | None:
     """Case 2."""
-    if node.op_type == "Constant" or node.op_type in DRAWING or len(node.outputs) != 1 or not node.inputs:
-        return None
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+    if node.op_type not in _EVALUATED or len(node.outputs) != 1 or not node.inputs:
         return None
     operands = [None if value is None else _constant(value) for value in node.inputs]
     if any(operand is None and value is not None for operand, value in zip(operands, node.inputs, strict=True)):
@@ -130,7 +135,8 @@ def _run(node: ir.Node, operands: list[Any], opset: int) -> np.ndarray[Any, Any]
         results: Any = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(None, inputs)
     except Exception:  # the evaluator raises whatever its Python code does
         return None
-    return np.asarray(results[0])
+    result = np.asarray(results[0])
+    return None if result.dtype.kind in "OUS" else result
 
 
 def _replace(graph: ir.Graph, node: ir.Node, result: np.ndarray[Any, Any]) -> None:

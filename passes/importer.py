@@ -29,7 +29,7 @@ from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import ImportModelError, UnsupportedModelError
-from gradcut.ops import Dim, Names
+from gradcut.ops import Builder, Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.sequences import unpack_sequences
@@ -166,9 +166,12 @@ def _restore(graph: ir.Graph, before: ir.Graph) -> None:
 
 
 def convert_to(model: ir.Model, target: int) -> None:
-    """To a later opset by ONNX's converter, mended where that is silently wrong: Resize 10, Upsample 9, Hardmax."""
+    """To a later opset by ONNX's converter, mended where that is silently wrong: Resize 10, Upsample 9, Hardmax,
+    GroupNormalization 18."""
     opset = model.opset_imports[""]
-    asymmetric = _old_linear_resizes(model.graph) if opset <= 10 else set()
+    asymmetric = _old_resizes(model.graph) if opset <= 10 else set()
+    if opset < 21 <= target:
+        _widen_group_norms(model)
     if opset < 13:
         _flatten_hardmax(model)
     functions = dict(model.functions)
@@ -180,6 +183,7 @@ def convert_to(model: ir.Model, target: int) -> None:
     for node in model.graph.all_nodes():
         if node.op_type == "Resize" and node.outputs[0].name in asymmetric:
             node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+            node.attributes.add(ir.AttrString("nearest_mode", "floor"))
 
 
 def _convert_function(function: ir.Function, target: int) -> ir.Function:
@@ -219,14 +223,23 @@ def _keep_references(old: onnx.NodeProto, nodes: Iterable[onnx.NodeProto], funct
         place.CopyFrom(reference)
 
 
-def _old_linear_resizes(graph: ir.Graph) -> set[str | None]:
-    return {
-        node.outputs[0].name
-        for node in graph.all_nodes()
-        if node.op_type in ("Resize", "Upsample")
-        and "mode" in node.attributes
-        and node.attributes["mode"].as_string() in ("linear", "bilinear")
-    }
+def _old_resizes(graph: ir.Graph) -> set[str | None]:
+    return {node.outputs[0].name for node in graph.all_nodes() if node.op_type in ("Resize", "Upsample")}
+
+
+def _widen_group_norms(model: ir.Model) -> None:
+    """Before opset 21 scale and bias were of one number a group [G], from there of one a channel [C]."""
+    names = Names.of(model)
+    for node in [n for n in model.graph.all_nodes() if n.op_type == "GroupNormalization" and n.domain == ""]:
+        b, X = Builder(names, prefix=f"{node.outputs[0].name}_"), node.inputs[0]
+        assert X is not None and isinstance(node.graph, ir.Graph)
+        groups = node.attributes["num_groups"].as_int()
+        channels = b.Div(b.op("Shape", X, start=1, end=2), b.ints([groups]))
+        wide = b.op("Concat", b.ints([groups]), channels, axis=0)
+        for index in (1, 2):
+            each = b.Expand(b.Unsqueeze(node.inputs[index], b.ints([1])), wide)
+            node.replace_input_with(index, b.Reshape(each, b.ints([-1])))
+        node.graph.insert_before(node, b.nodes)
 
 
 def _flatten_hardmax(model: ir.Model) -> None:

@@ -353,3 +353,17 @@ def test_a_moving_convolution_is_rewritten_and_a_frozen_one_is_left_to_the_runti
     )
     assert count(["b"]) == 1
     assert count(["a", "b"]) == 0
+
+
+def test_a_dilated_max_pool_is_not_unpooled() -> None:
+    """MaxUnpool knows of no dilation: where dilated windows tile X it would give another shape."""
+    import gradcut
+
+    x = np.float32([9, 0, 1, 8, 0, 1, 7, 0, 1, 0, 0, 0]).reshape(1, 1, 2, 6)
+    node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[1, 2], strides=[1, 3], dilations=[1, 2])
+    derived = gradcut.vjp(one_node(node, {"x": [1, 1, 2, 6]}, {"y": [1, 1, 2, 2]}), wrt=["x"], of=["y"])
+    given = torch.tensor(x, requires_grad=True)
+    torch.nn.functional.max_pool2d(given, (1, 2), (1, 3), 0, (1, 2)).sum().backward()
+    _, dx = session(derived).run(None, {"x": x, "y_grad": np.ones((1, 1, 2, 2), np.float32)})
+    assert given.grad is not None
+    np.testing.assert_array_equal(dx, given.grad.numpy())

@@ -209,3 +209,16 @@ def test_a_weight_behind_slice_and_split() -> None:
         h = MatMul (x, q)  j = Add (x, k)  y = MatMul (h, v) }"""
     found = kinds(text)
     assert found["qkv"] == found["kv"] == "parameter"
+
+
+@pytest.mark.parametrize("rest", ["unused = MatMul (x, w2)", "sh = Shape (w2)  unused = Expand (h, sh)"])
+def test_a_parameter_that_nothing_needs_is_unreached(rest: str) -> None:
+    model = parse(
+        """g (float[2,2] x) => (float[2,2] y)
+        <float[2,2] w1 = {1, 2, 3, 4}, float[2,2] w2 = {1, 2, 3, 4}> {
+        h = MatMul (x, w1)  k = MatMul (x, w2)  y = Relu (h) """
+        + rest
+        + " }"
+    )
+    artifacts = gradcut.compile(model, loss="mse")
+    assert artifacts.trainable == ("w1",) and artifacts.manifest["unreached"] == {"w2": "no-path-to-loss"}

@@ -256,3 +256,14 @@ def test_a_freeze_in_the_file_that_means_nothing(frozen: str, message: str) -> N
     onnx.helper.set_model_props(proto, {"gradcut.frozen": frozen})
     with pytest.raises(SpecError, match=message):
         gradcut.compile(proto, loss="mse")
+
+
+def test_a_loss_graph_that_was_given_is_as_it_was() -> None:
+    """Its initializer has a name that the model has too, and goes by another one in what is compiled."""
+    model = parse("g (float[n,3] x) => (float[n,3] y) <float[3] half = {1, 2, 3}> { y = Mul (x, half) }")
+    loss = parse("""l (float[n,3] y, float[n,3] t) => (float loss) <float half = {0.5}> {
+        d = Sub (y, t)  h = Mul (d, half)  loss = ReduceMean <keepdims=0> (h) }""")
+    before = loss.SerializeToString(deterministic=True)
+    for _ in range(2):
+        gradcut.TrainingSession(gradcut.compile(model, loss=loss))
+    assert loss.SerializeToString(deterministic=True) == before

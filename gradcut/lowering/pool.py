@@ -43,8 +43,8 @@ def _elements(call: Call) -> int:
 
 def _unpooled_cost(call: Call) -> float:
     window = _window(call)
-    if window is None or call[0].dtype != ir.DataType.FLOAT:
-        return cost.NEVER
+    if window is None or call[0].dtype != ir.DataType.FLOAT or set(window.dilations) != {1}:
+        return cost.NEVER  # MaxUnpool knows of no dilation
     for axis in range(window.rank):
         if window.strides[axis] < window.reach(axis) or window.leftover(axis) != 0:
             return cost.NEVER
