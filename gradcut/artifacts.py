@@ -157,8 +157,12 @@ def check_target(target: Path, force: bool) -> None:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Raise where writing `path` would overwrite a file of artifacts."""
+    """Raise where `path` cannot be written, or where writing it would overwrite a file of artifacts."""
     target = Path(path).resolve()
+    if target.is_dir():
+        raise ArtifactsError(f"{path} is a directory; name the file to write")
+    if not target.parent.is_dir():
+        raise ArtifactsError(f"{path} cannot be written: there is no directory {Path(path).parent}")
     if target.name in OURS and (target.parent / MANIFEST).is_file():
         raise ArtifactsError(f"{path} is a file of the artifacts in {target.parent}; write to another place")
 

@@ -20,6 +20,7 @@ from gradcut.errors import SpecError
 from gradcut.ops import Builder
 from gradcut.text import Scalar, format_spec, join_names, nearest, parse_spec
 
+_LARGEST = 3.4e38  # of single precision
 Updated: TypeAlias = tuple[ir.Value, dict[str, ir.Value]]
 
 
@@ -118,7 +119,8 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("lr", "momentum", "weight_decay"):
+        check_rate(self.lr, f"{self.name}: lr")
+        for option in ("momentum", "weight_decay"):
             _require(getattr(self, option) >= 0, self, option, "at least 0")
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise SpecError("sgd: nesterov=true needs momentum above 0 and dampening=0")
@@ -165,7 +167,8 @@ class AdamW(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("lr", "eps", "weight_decay"):
+        check_rate(self.lr, f"{self.name}: lr")
+        for option in ("eps", "weight_decay"):
             _require(getattr(self, option) >= 0, self, option, "at least 0")
         _require(all(0 <= beta < 1 for beta in self.betas), self, "betas", "from 0 to below 1")
 
@@ -269,6 +272,20 @@ def _like_default(what: str, value: object, default: object) -> object:
     if not math.isfinite(number):
         raise SpecError(f"{what} is a finite number, not {value!r}")
     return number
+
+
+def check_rate(lr: object, what: str = "lr") -> float:
+    """A learning rate as a float.
+
+    Raises:
+        SpecError: it is negative, or not finite in single precision, in which graphs take it.
+    """
+    rate = _like_default(what, lr, 0.0)
+    assert isinstance(rate, float)
+    if not 0 <= rate <= _LARGEST:
+        wanted = "at least 0" if rate < 0 else f"at most {_LARGEST:.1e}"
+        raise SpecError(f"{what} must be {wanted}, and is {rate!r}")
+    return rate
 
 
 def _require(condition: bool, optimizer: Optimizer, option: str, range_: str) -> None:

@@ -73,6 +73,11 @@ def join_names(names: Iterable[str], limit: int = 8) -> str:
     return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def human(number: float, unit: str = "") -> str:
     """``1234567 -> "1.23 M"``: three digits and a decimal prefix."""
     for prefix in ("", "k", "M", "G", "T"):

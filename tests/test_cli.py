@@ -108,7 +108,11 @@ def test_train_prints_a_line_an_epoch_and_where_the_checkpoint_is(tmp_path: Path
     assert lines[1].startswith("accuracy 0.")
     assert lines[1].endswith(f"on the held-out rows; step 15; checkpoint {folder / 'checkpoint.safetensors'}")
     again = good("train", folder, "--data", DATA, "--resume").out
-    assert again.startswith("the run has its 1 epochs; a larger --epochs goes on")
+    assert again.startswith("the run has its 1 epoch; a larger --epochs goes on")
+    assert "accuracy" in again
+    good("compile", DIGITS, "--loss", "cross_entropy", "--train", "head.*", "-o", tmp_path / "new")
+    new = good("train", tmp_path / "new", "--data", DATA, "--resume", "--batch-size", 100).out
+    assert new.startswith(f"{tmp_path / 'new'} was not trained yet: a new run begins\n")
 
 
 # --- compile -------------------------------------------------------------------------------------------------
@@ -206,7 +210,7 @@ def test_trained_artifacts_are_overwritten_only_with_force(small: Path, tmp_path
     (folder / "metrics.jsonl").unlink()
     assert refused(*compiled) == line
     assert refused("train", folder, "--data", data) == (
-        f"{folder} was trained for 1 steps; go on with --resume, or start over with gradcut compile --force"
+        f"{folder} was trained for 1 step; go on with --resume, or start over with gradcut compile --force"
     )
     good(*compiled, "--force")
     good("train", folder, "--data", data)
@@ -294,6 +298,7 @@ def test_data_that_do_not_fit_are_refused_before_a_step(tmp_path: Path) -> None:
         "--eval-split is 1.5; it lies between 0 and 1"
     )
     assert refused("train", folder, "--data", DATA, "--epochs", "0") == "--epochs is 0; it is at least 1"
+    assert refused("train", folder, "--data", DATA, "--lr", "-1") == "--lr must be at least 0, and is -1.0"
     assert refused("train", tmp_path, "--data", DATA).startswith(f"{tmp_path} holds no artifacts")
     assert (folder / "checkpoint.safetensors").read_bytes() == before
     assert not (folder / "metrics.jsonl").exists()
@@ -351,6 +356,12 @@ def test_check_compares_with_finite_differences(small: Path, tmp_path: Path) -> 
     np.savez(tmp_path / "f.npz", x=np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32))
     good("check", small, "--data", tmp_path / "f.npz", "--seed", "3")
     assert refused("check", small, "--wrt", "nope").startswith("'nope' matches no value.")
+    np.savez(tmp_path / "wide.npz", x=np.ones((9, 4), np.float32))
+    assert refused("check", small, "--data", tmp_path / "wide.npz") == (
+        f"{tmp_path / 'wide.npz'}: feed 'x' has shape [4, 4]; the graph takes [N, 3]"
+    )
+    assert "--rows" in refused("check", small, "--data", tmp_path / "f.npz", "--rows", "0")
+    assert "--seed" in refused("check", small, "--seed", "-1")
 
 
 def test_check_ends_with_one_where_a_gradient_is_wrong(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
 
 
 def command(
@@ -15,28 +19,39 @@ def command(
         typer.Option(metavar="P", help="Float values, by name or pattern; every parameter and float input by default."),
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="F", help="An .npz of inputs; made up by default.")] = None,
-    rows: Annotated[int, typer.Option(help="How many rows of --data are fed.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of made-up inputs and of the directions.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows of --data are fed.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of made-up inputs and of the directions.")] = 0,
 ) -> None:
     """Compare the gradients of MODEL with finite differences."""
     from gradcut.errors import GradientCheckError
     from gradcut.passes.propagate import main_values
     from gradcut.runtime.check import check_gradients, imported
-    from gradcut.runtime.data import check_keys, load_npz
 
     work = imported(model)
-    feeds = None
-    if data is not None:
-        arrays = load_npz(data)
-        names = [value.name or "" for value in work.graph.inputs]
-        check_keys(arrays, names)
-        feeds = {name: arrays[name][:rows] for name in names}
+    feeds = None if data is None else _rows(data, rows, work)
     wanted = None if wrt is None else _matched(wrt, [*main_values(work.graph)])
     report = check_gradients(model, feeds, wanted, seed=seed)
     typer.echo(str(report))
     if not report.ok:
         raise GradientCheckError(f"{len(report.failed)} of {len(report.values)} gradients disagree")
     typer.echo(f"{len(report.values)} gradients agree with finite differences")
+
+
+def _rows(path: Path, count: int, model: ir.Model) -> dict[str, np.ndarray]:
+    """The first rows of a data file, checked against the graph's inputs."""
+    from gradcut.errors import FeedError
+    from gradcut.graphs import signature
+    from gradcut.runtime.data import check_keys, load_npz
+    from gradcut.runtime.feeds import FeedCheck
+
+    arrays = load_npz(path)
+    ports = signature(model, {})["inputs"]
+    names = [one["name"] for one in ports]
+    check_keys(arrays, names)
+    try:
+        return FeedCheck(ports, None)({name: arrays[name][:count] for name in names})
+    except FeedError as error:
+        raise FeedError(f"{path}: {error}") from None
 
 
 def _matched(patterns: list[str], known: list[str]) -> list[str]:

@@ -10,14 +10,15 @@ import typer
 
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What gradcut compile wrote.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The .onnx file to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The .onnx file to write, or .onnxtxt.")
+    ],
     keep_marks: Annotated[bool, typer.Option("--keep-marks", help="Leave gradcut.StopGradient nodes in.")] = False,
 ) -> None:
     """Write the model in DIR with the trained parameters and running statistics."""
-    from gradcut.artifacts import TrainingArtifacts, check_output
+    from gradcut.artifacts import TrainingArtifacts
     from gradcut.runtime.export import export
 
-    check_output(output)
     artifacts = TrainingArtifacts.load(folder)
     moved = {*artifacts.trainable, *artifacts.manifest["state"]}
     export(artifacts.model, {name: artifacts.tensors[name] for name in sorted(moved)}, output, keep_marks)

@@ -24,22 +24,30 @@ def command(
     eval_split: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Share of DATA held out instead; 0.2 by default.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Of the whole run, those before a --resume included.")] = 1,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of the whole run, those before a --resume included; 1 by default.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step; 32 by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split and the shuffling; 0 by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in DIR.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in DIR, with the options of its run.")
+    ] = False,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the optimizer's own by default.")] = None,
     checkpoint_every: Annotated[
         int, typer.Option(metavar="STEPS", help="Checkpoints between the ends of epochs; 0: none.")
     ] = 0,
 ) -> None:
     """Train the artifacts in DIR."""
-    from gradcut.runtime.train import Plan, Trainer
+    from gradcut.runtime.plan import Plan
+    from gradcut.runtime.train import Trainer
+    from gradcut.text import counted
 
     plan = Plan(data, eval_data, eval_split, epochs, batch_size, seed, lr, checkpoint_every, resume)
     trainer = Trainer(folder, plan, device)
     start = trainer.session.steps
+    if resume and not trainer.goes_on:
+        typer.echo(f"{folder} was not trained yet: a new run begins")
     with _watcher() as watcher:
         outcome = trainer.run(watcher)
     if outcome.interrupted:
@@ -47,7 +55,7 @@ def command(
         raise typer.Exit(130)
     accuracy = None if outcome.last is None else outcome.last.accuracy
     if outcome.step == start:
-        typer.echo(f"the run has its {epochs} epochs; a larger --epochs goes on")
+        typer.echo(f"the run has its {counted(trainer.position.epochs, 'epoch')}; a larger --epochs goes on")
     said = "" if accuracy is None else f"accuracy {accuracy:.4f} on the held-out rows; "
     typer.echo(f"{said}step {outcome.step}; checkpoint {outcome.checkpoint}")
 

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from gradcut.api import vjp
-from gradcut.errors import GradientCheckError
+from gradcut.errors import GradientCheckError, SpecError
 from gradcut.ops import is_float
 from gradcut.parameters import parameters
 from gradcut.passes import Import, StopGradient
@@ -121,9 +121,11 @@ def check_gradients(
         differences: of an earlier check of this model, feeds and seed, whose evaluations are used again.
 
     Raises:
-        SpecError, NoGradientError: as `gradcut.vjp`; FeedError: inputs that cannot be made up. A wrong gradient
-        raises nothing: see `require`.
+        SpecError, NoGradientError: as `gradcut.vjp`, and a seed below 0; FeedError: inputs that cannot be made up. A
+        wrong gradient raises nothing: see `require`.
     """
+    if seed < 0:
+        raise SpecError(f"seed is {seed}; it is at least 0")
     work = imported(model, stop_at)
     arrays = dict(feeds) if feeds is not None else random_feeds(work, seed, sizes)
     asked = list(of if of is not None else (v.name or "" for v in work.graph.outputs if is_float(v)))

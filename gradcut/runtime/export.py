@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from gradcut.artifacts import check_output
 from gradcut.dialect import declare
 from gradcut.errors import ArtifactsError
-from gradcut.io import atomic_write
+from gradcut.io import atomic_write, atomic_write_bytes
 from gradcut.passes.emit import strip_marks
+from gradcut.source import TEXT_SUFFIXES
 
 Array = np.ndarray[Any, Any]
 #: Above this the weights go beside the model, as external data.
@@ -26,8 +28,13 @@ def export(
     """Write `model` with `tensors` in place of its parameters and statistics of the same names.
 
     The graph, its names, opset and metadata stay as they were; marks are stripped unless `keep_marks`. What is not in
-    `tensors` keeps its bytes. The file is written whole or not at all.
+    `tensors` keeps its bytes. The file is written whole or not at all; ``.onnxtxt`` gives ONNX text.
+
+    Raises:
+        ArtifactsError: `path` is a directory or a file of artifacts, its folder is missing, or it cannot be written.
     """
+    target = Path(path)
+    check_output(target)
     result = model.clone()
     _write_back(result, tensors)
     if not keep_marks:
@@ -36,12 +43,22 @@ def export(
     for key in [key for key in result.metadata_props if key.startswith("gradcut.") and not keep_marks]:
         del result.metadata_props[key]
     size = sum(v.const_value.nbytes for v in result.graph.initializers.values() if v.const_value is not None)
-    target = Path(path)
-    if size > _MAX_BYTES:
-        ir.save(result, target, external_data=f"{target.name}.data")
+    try:
+        _write(result, target, beside=size > _MAX_BYTES)
+    except OSError as error:
+        raise ArtifactsError(f"{path}: the model could not be written ({error.strerror or error})") from error
+
+
+def _write(model: ir.Model, target: Path, beside: bool) -> None:
+    """Weights inside the file, or `beside` it."""
+    if beside:
+        ir.save(model, target, external_data=f"{target.name}.data")
         return
-    ir.external_data.load_to_model(result)
-    atomic_write(target, lambda temporary: ir.save(result, temporary))
+    ir.external_data.load_to_model(model)
+    if target.suffix in TEXT_SUFFIXES:
+        atomic_write_bytes(target, ir.to_onnx_text(model).encode())
+    else:
+        atomic_write(target, lambda temporary: ir.save(model, temporary, format="protobuf"))
 
 
 def _write_back(model: ir.Model, tensors: Mapping[str, Array]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from gradcut import checkpoint
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.errors import ArtifactsError, CheckpointError, LossError, MissingExtraError, NotFiniteError, SpecError
-from gradcut.optimizers import parse_optimizer
+from gradcut.optimizers import check_rate, parse_optimizer
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 from gradcut.report import NO_LOSS
@@ -70,6 +70,8 @@ class TrainingSession:
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
         backend.require(device)
+        if threads is not None and threads < 1:
+            raise SpecError(f"threads is {threads}; it is at least 1, or None for the cores there are")
         if not isinstance(artifacts, TrainingArtifacts):
             if not isinstance(artifacts, (str, os.PathLike)):
                 raise SpecError(f"a session trains TrainingArtifacts or their directory, not {artifacts!r}")
@@ -110,14 +112,15 @@ class TrainingSession:
             feeds: arrays by the graph's input names. lr: the optimizer's own by default.
 
         Raises:
-            FeedError: before anything runs. NotFiniteError: the loss is NaN or infinite; nothing was updated.
+            FeedError: before anything runs. SpecError: a learning rate below 0 or not finite.
+            NotFiniteError: the loss is NaN or infinite; nothing was updated.
         """
-        rate = self.optimizer.lr if lr is None else float(lr)
+        rate = self.optimizer.lr if lr is None else check_rate(lr)
         result = self._run_training(feeds)
         if self.manifest["loss"] is not None and not math.isfinite(result.loss):
             raise NotFiniteError(
                 f"the loss is {result.loss} at step {self.steps + 1} (learning rate {rate:g}); the step was not "
-                "taken. Try a smaller learning rate, or look at the batch."
+                f"taken. {self._advice(feeds)}"
             )
         for name in self.manifest["state"]:
             self._slots[name].swap()
@@ -136,6 +139,17 @@ class TrainingSession:
         """The gradient of each trainable by the parameter's own name; the state is untouched."""
         self._run_training(feeds)
         return {one["name"]: self._gradients[one["gradient"]].numpy() for one in self.manifest["trainable"]}
+
+    def _advice(self, feeds: Mapping[str, Any]) -> str:
+        """What makes a loss that is not finite go away."""
+        loss = self.manifest["loss"]
+        empty = [name for name, feed in feeds.items() if np.size(feed) == 0]
+        if empty:
+            return f"The mean over no elements has no value: the feed {empty[0]!r} is empty."
+        ignored = loss.get("ignore_index")
+        if loss.get("labels") in feeds and ignored is not None and np.all(np.asarray(feeds[loss["labels"]]) == ignored):
+            return f"The mean over no labels has no value: every label is {ignored}, the ignore_index."
+        return "Try a smaller learning rate, or look at the batch."
 
     def _run_training(self, feeds: Mapping[str, Any]) -> StepResult:
         outputs = {name: slot.current for name, slot in self._gradients.items()}
@@ -238,7 +252,11 @@ class TrainingSession:
 
         Args:
             extra: JSON of the caller's, such as the position in the data.
+
+        Raises:
+            NotFiniteError: what was trained holds NaN or infinity. CheckpointError: the file cannot be written.
         """
+        self._require_finite(path)
         tensors = {name: slot.array if self.device == "cpu" else slot.numpy() for name, slot in self._slots.items()}
         record = {
             "step": self.steps,
@@ -262,9 +280,24 @@ class TrainingSession:
         return dict(record.get("extra", {}))
 
     def export(self, path: str | os.PathLike[str], keep_marks: bool = False) -> None:
-        """Write the given model with the trained parameters and running statistics in it."""
+        """Write the given model with the trained parameters and running statistics in it.
+
+        Raises:
+            NotFiniteError: one of them holds NaN or infinity. ArtifactsError: `path` cannot be written, or is a file
+            of artifacts.
+        """
+        self._require_finite(path)
         trained = {one["name"] for one in self.manifest["trainable"]} | set(self.manifest["state"])
         export(self.artifacts.model, {name: self._slots[name].numpy() for name in trained}, path, keep_marks)
+
+    def _require_finite(self, path: str | os.PathLike[str]) -> None:
+        """A gradient may be NaN where the loss is not; the weights that it made are worth nothing."""
+        for name, slot in self._slots.items():
+            if not np.all(np.isfinite(slot.array if self.device == "cpu" else slot.numpy())):
+                raise NotFiniteError(
+                    f"{name!r} is not finite after step {self.steps}, though the loss was; {path} was not written. "
+                    "Try a smaller learning rate, or look at session.gradients(batch)."
+                )
 
     def require_loss(self) -> None:
         """Raise where the artifacts were compiled without an objective."""

@@ -25,67 +25,18 @@ from gradcut.io import atomic_write_bytes
 from gradcut.runtime.data import Batches, check_keys, load_npz, split_indices
 from gradcut.runtime.feeds import FeedCheck
 from gradcut.runtime.metrics import hits_and_count
+from gradcut.runtime.plan import Plan, Position, begin, go_on, with_eval_data
 from gradcut.runtime.session import StepResult, TrainingSession
 from gradcut.runtime.signals import Interrupt
+from gradcut.text import counted
 
 Array = np.ndarray[Any, Any]
 METRICS = "metrics.jsonl"
-_BATCH, _SEED, _SPLIT = 32, 0, 0.2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to train; None is the default, or on resume what the run was started with.
-
-    Attributes:
-        epochs: of the whole run, those before a resume included.
-        eval_split: the share of the rows held out where there is no `eval_data`; 0 holds out nothing.
-        checkpoint_every: steps between checkpoints, beside the one after each epoch; 0: only those.
-    """
-
-    data: str | os.PathLike[str]
-    eval_data: str | os.PathLike[str] | None = None
-    eval_split: float | None = None
-    epochs: int = 1
-    batch_size: int | None = None
-    seed: int | None = None
-    lr: float | None = None
-    checkpoint_every: int = 0
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        if self.eval_data is not None and self.eval_split is not None:
-            raise DataError("--eval-data and --eval-split exclude each other")
-        if self.eval_split is not None and not 0 <= self.eval_split < 1:
-            raise DataError(f"--eval-split is {self.eval_split:g}; it lies between 0 and 1")
-        for option, value, least in (("epochs", self.epochs, 1), ("batch-size", self.batch_size, 1)):
-            if value is not None and value < least:
-                raise DataError(f"--{option} is {value}; it is at least {least}")
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where in the data a run is, and what its epoch has summed up so far; JSON, in the checkpoint.
-
-    Attributes:
-        batch: batches of this epoch that are done. weight: labels or rows behind `loss`, which is a sum.
-        data: a checksum of the data, so that nobody resumes on another file.
-    """
-
-    seed: int
-    batch_size: int
-    eval_split: float
-    data: int
-    epoch: int = 0
-    batch: int = 0
-    loss: float = 0.0
-    weight: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of ``metrics.jsonl``. `epoch` counts from 1; `accuracy` is of the held-out rows."""
+    """One line of ``metrics.jsonl``, where NaN is null. `epoch` counts from 1; `accuracy` is of the held-out rows."""
 
     epoch: int
     step: int
@@ -121,6 +72,9 @@ class Trainer:
     Raises:
         LossError: the artifacts have no loss. ArtifactsError: they were trained, and not `plan.resume`.
         DataError, FeedError: the data do not fit, said before the first step.
+
+    Attributes:
+        goes_on: whether a run is resumed, not begun.
     """
 
     def __init__(self, folder: str | os.PathLike[str], plan: Plan, device: str = "cpu") -> None:
@@ -129,21 +83,23 @@ class Trainer:
         self.session.require_loss()
         self.loss = self.session.manifest["loss"]
         self._refuse_trained()
-        self.data = Data(plan, self.session.manifest, self._recorded())
+        recorded = self._recorded()
+        self.goes_on = recorded is not None
+        self.data = Data(plan, self.session.manifest, recorded)
         self.position = self.data.position
         self.records = _read_metrics(self.folder / METRICS, self.position.epoch)
         self._started = time.monotonic()
 
     def run(self, watcher: Watcher) -> Outcome:
-        """Train until the plan's last epoch, or until an interrupt, which saves and ends it.
+        """Train until the run's last epoch, or until an interrupt, which saves and ends it.
 
         Raises:
-            NotFiniteError: the loss became NaN or infinite; the last checkpoint is untouched.
+            NotFiniteError: the loss or a parameter became NaN or infinite; the last checkpoint is untouched.
         """
         if self.plan.resume and (self.folder / METRICS).exists():
             _write_metrics(self.folder / METRICS, self.records)
         with Interrupt() as interrupt:
-            while self.position.epoch < self.plan.epochs and not interrupt:
+            while self.position.epoch < self.position.epochs and not interrupt:
                 self._epoch(watcher, interrupt)
             if interrupt:
                 self._save()
@@ -152,10 +108,10 @@ class Trainer:
 
     def _epoch(self, watcher: Watcher, interrupt: Interrupt) -> None:
         position = self.position
-        watcher.start(position.epoch + 1, self.plan.epochs, self.data.per_epoch, position.batch)
+        watcher.start(position.epoch + 1, position.epochs, self.data.per_epoch, position.batch)
         self._started = time.monotonic() - position.seconds
         for feeds, rows in self.data.training(position.epoch, position.batch):
-            result = self.session.step(feeds, self.plan.lr)
+            result = self.session.step(feeds, position.lr)
             self._count(result, feeds, rows)
             watcher.step(result, rows)
             if interrupt:
@@ -179,7 +135,7 @@ class Trainer:
 
     def _finish(self, held_out: tuple[float | None, float | None], watcher: Watcher) -> None:
         position = self.position
-        loss = _finite(position.loss / position.weight) if position.weight else None
+        loss = position.loss / position.weight if position.weight else None
         seconds = round(time.monotonic() - self._started, 3)
         record = Epoch(position.epoch + 1, self.session.steps, loss, *held_out, seconds)
         self.records.append(record)
@@ -203,7 +159,7 @@ class Trainer:
                 scores, labels = result.outputs[self.loss["output"]], feeds[self.loss["labels"]]
                 found = hits_and_count(scores, labels, self.loss["ignore_index"], self.loss["axis"])
                 hits, counted = hits + found[0], counted + found[1]
-        return _finite(total / weights) if weights else None, hits / counted if counted else None
+        return total / weights if weights else None, hits / counted if counted else None
 
     def _weight(self, feeds: Mapping[str, Array], rows: int) -> int:
         """What the loss of a batch was averaged over, up to a factor: labels that count, else rows."""
@@ -214,12 +170,12 @@ class Trainer:
     # --- state -----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self.session.save_checkpoint(self.folder / CHECKPOINT, {"position": asdict(self.position)})
+        self.session.save_checkpoint(self.folder / CHECKPOINT, {"position": self.position.to_json()})
 
     def _refuse_trained(self) -> None:
         if self.session.steps and not self.plan.resume:
             raise ArtifactsError(
-                f"{self.folder} was trained for {self.session.steps} steps; go on with --resume, "
+                f"{self.folder} was trained for {counted(self.session.steps, 'step')}; go on with --resume, "
                 "or start over with gradcut compile --force"
             )
 
@@ -248,8 +204,9 @@ class Data:
         count = len(next(iter(arrays.values())))
         rows, held = np.arange(count), np.arange(0)
         self._held: dict[str, Array] = {}
-        if self.plan.eval_data is not None:
-            self._held = self._load(self.plan.eval_data)
+        if self.position.eval_data is not None:
+            self._held = self._load(self.position.eval_data)
+            self.position = with_eval_data(self.position, _checksum(self._held))
         elif self.position.eval_split:
             rows, held = split_indices(count, self.position.eval_split, self.position.seed)
             self._held = {name: array[held] for name, array in arrays.items()}
@@ -290,29 +247,12 @@ class Data:
 
     def _start(self, arrays: Mapping[str, Array]) -> Position:
         """A fresh position, or the recorded one where nothing that was asked for speaks against it."""
-        plan, checksum = self.plan, _checksum(arrays)
-        split = 0.0 if plan.eval_data is not None else plan.eval_split
-        asked = {"seed": plan.seed, "batch_size": plan.batch_size, "eval_split": split}
-        defaults = {"seed": _SEED, "batch_size": self._fixed or _BATCH, "eval_split": _SPLIT}
-        if self.recorded is None:
-            start = Position(data=checksum, **{k: defaults[k] if v is None else v for k, v in asked.items()})  # type: ignore[arg-type]
-        else:
-            start = self.recorded
-            _check_same(start, asked, checksum, plan.data)
-        if self._fixed and start.batch_size != self._fixed:
-            raise DataError(f"the model's batch is fixed at {self._fixed}; say --batch-size {self._fixed}")
+        checksum, fixed = _checksum(arrays), self._fixed
+        recorded = self.recorded
+        start = begin(self.plan, checksum, fixed) if recorded is None else go_on(self.plan, recorded, checksum)
+        if fixed and start.batch_size != fixed:
+            raise DataError(f"the model's batch is fixed at {fixed}; say --batch-size {fixed}")
         return start
-
-
-def _check_same(run: Position, asked: Mapping[str, Any], checksum: int, path: str | os.PathLike[str]) -> None:
-    for name, value in asked.items():
-        if value is not None and value != getattr(run, name):
-            option = "--" + name.replace("_", "-")
-            raise DataError(
-                f"the run was started with {option} {getattr(run, name)}, not {value}; leave {option} away to resume it"
-            )
-    if checksum != run.data:
-        raise DataError(f"{path} does not hold the data that the run was started with; a run resumes on the same file")
 
 
 def _rows(feeds: Mapping[str, Array]) -> int:
@@ -325,11 +265,6 @@ def _checksum(arrays: Mapping[str, Array]) -> int:
         checksum = zlib.crc32(f"{name}{array.dtype}{array.shape}".encode(), checksum)
         checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
     return checksum
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
 
 
 # --- metrics -------------------------------------------------------------------------------------------------
@@ -347,4 +282,10 @@ def _read_metrics(path: Path, epochs: int) -> list[Epoch]:
 
 
 def _write_metrics(path: Path, records: list[Epoch]) -> None:
-    atomic_write_bytes(path, "".join(json.dumps(asdict(record)) + "\n" for record in records).encode())
+    atomic_write_bytes(path, "".join(json.dumps(_plain(record)) + "\n" for record in records).encode())
+
+
+def _plain(record: Epoch) -> dict[str, Any]:
+    """JSON has no NaN."""
+    values = asdict(record)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

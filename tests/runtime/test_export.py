@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 import gradcut
+from gradcut.errors import ArtifactsError
 from models import zoo
 from tests.exported import exported, text
 from tests.runtime.test_session import MODEL, compiled, feeds
@@ -181,13 +182,35 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     session, target = gradcut.TrainingSession(compiled(), threads=1), tmp_path / "tuned.onnx"
     target.write_bytes(b"the one before")
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr("gradcut.runtime.export.ir.save", fail)
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(ArtifactsError, match=r"tuned.onnx: the model could not be written \(the disk is full\)"):
         session.export(target)
     assert target.read_bytes() == b"the one before" and list(tmp_path.iterdir()) == [target]
+
+
+def test_places_that_no_file_can_be_written_to(tmp_path: Path) -> None:
+    compiled().save(tmp_path / "d")
+    session = gradcut.TrainingSession(tmp_path / "d", threads=1)
+    for place, message in (
+        (tmp_path, "is a directory; name the file to write"),
+        (tmp_path / "no" / "t.onnx", "there is no directory .*no$"),
+        (tmp_path / "d" / "model.onnx", "is a file of the artifacts in"),
+    ):
+        with pytest.raises(ArtifactsError, match=message):
+            session.export(place)
+
+
+def test_text_holds_the_same_model(tmp_path: Path) -> None:
+    session = trained(compiled(), [feeds(seed=1)])
+    session.export(tmp_path / "tuned.onnx")
+    session.export(tmp_path / "tuned.onnxtxt")
+    one, other = (gradcut.load(tmp_path / f"tuned.{kind}") for kind in ("onnx", "onnxtxt"))
+    assert [n.op_type for n in one.graph] == [n.op_type for n in other.graph]
+    for name, value in one.graph.initializers.items():
+        np.testing.assert_array_equal(other.graph.initializers[name].const_value.numpy(), value.const_value.numpy())
 
 
 def test_a_weight_inside_a_function_is_written_where_it_was_inlined(tmp_path: Path) -> None:

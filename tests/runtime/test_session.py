@@ -591,9 +591,40 @@ def test_labels_that_are_all_ignored_are_not_finite_as_in_torch() -> None:
     before = state(running)
     given = {**feeds(), "labels": np.full(6, -100)}
     assert np.isnan(torch.nn.functional.cross_entropy(torch.zeros(6, 3), torch.full((6,), -100)).item())
-    with pytest.raises(NotFiniteError):
+    with pytest.raises(NotFiniteError, match="every label is -100, the ignore_index"):
         running.step(given)
+    with pytest.raises(NotFiniteError, match="the feed 'x' is empty"):
+        running.step({name: array[:0] for name, array in feeds().items()})
     assert state(running) == before
+
+
+@pytest.mark.parametrize("kind", ["host", "graph"])
+def test_weights_that_are_not_finite_are_written_nowhere(kind: str, tmp_path: Path) -> None:
+    """sqrt at 0 has a finite value and an infinite derivative; 0 times it is NaN."""
+    model = text("g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> { m = Mul (x, w)  y = Sqrt (m) }")
+    running = gradcut.TrainingSession(gradcut.compile(model, "mse"), optimizer_backend=kind, threads=1)
+    given = {"x": np.ones((1, 2), np.float32), "labels": np.zeros((1, 2), np.float32)}
+    running.step(given)
+    running.save_checkpoint(tmp_path / "c")
+    good = (tmp_path / "c").read_bytes()
+    assert np.isfinite(running.step({**given, "x": np.zeros((1, 2), np.float32)}).loss)
+    for write, name in ((running.save_checkpoint, "c"), (running.export, "t.onnx")):
+        with pytest.raises(NotFiniteError, match=rf"'w' is not finite after step 2.*{name} was not written"):
+            write(tmp_path / name)
+    assert (tmp_path / "c").read_bytes() == good and [one.name for one in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf"), 1e300, "fast"])
+def test_learning_rates_that_none_can_have(lr: Any) -> None:
+    running = session()
+    before = state(running)
+    with pytest.raises(SpecError, match=r"lr (must be at|is a finite number)"):
+        running.step(feeds(), lr=lr)
+    with pytest.raises(SpecError, match=r"lr (must be at|is a finite number)"):
+        gradcut.SGD(lr=lr)
+    assert state(running) == before
+    with pytest.raises(SpecError, match="threads is -3; it is at least 1"):
+        gradcut.TrainingSession(compiled(), threads=-3)
 
 
 def test_digits_train_from_the_shipped_file() -> None:

@@ -18,9 +18,11 @@ import pytest
 
 import gradcut
 from gradcut import checkpoint
-from gradcut.errors import ArtifactsError, CheckpointError, DataError, FeedError, LossError, NotFiniteError
+from gradcut.cli.train import _line
+from gradcut.errors import ArtifactsError, CheckpointError, DataError, FeedError, LossError, NotFiniteError, SpecError
+from gradcut.runtime.plan import Plan
 from gradcut.runtime.session import StepResult
-from gradcut.runtime.train import Epoch, Outcome, Plan, Trainer
+from gradcut.runtime.train import Epoch, Outcome, Trainer
 from models.zoo import MODELS
 from tests.exported import text
 
@@ -80,7 +82,7 @@ def numbers(count: int, seed: int) -> str:
 
 
 def train(folder: Path, data: Path, watcher: Quiet | None = None, **options: Any) -> Outcome:
-    return Trainer(folder, Plan(data, batch_size=8, **options)).run(watcher or Quiet())
+    return Trainer(folder, Plan(data, **{"batch_size": 8, **options})).run(watcher or Quiet())
 
 
 def written(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
@@ -186,6 +188,82 @@ def test_a_run_is_resumed_on_the_data_and_batches_it_was_started_with(tmp_path: 
     session.save_checkpoint(folder / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match="does not say where in the data it is"):
         Trainer(folder, Plan(data, resume=True))
+
+
+def test_a_resumed_run_keeps_its_options_and_takes_new_ones(tmp_path: Path, data: Path) -> None:
+    """Epochs, learning rate and held-out file; what is given again counts from there on."""
+    folder, whole, watcher = artifacts(tmp_path / "d"), artifacts(tmp_path / "whole"), Quiet()
+    options: dict[str, Any] = {"eval_data": data, "lr": 0.05}
+    train(whole, data, epochs=2, **options)
+    with pytest.raises(SystemExit):
+        train(folder, data, KilledAt(17), epochs=2, checkpoint_every=5, **options)
+    assert not Trainer(artifacts(tmp_path / "new"), Plan(data, resume=True)).goes_on
+    trainer = Trainer(folder, Plan(data, resume=True))
+    assert trainer.goes_on and trainer.session.steps == 15
+    trainer.run(watcher)
+    assert watcher.starts == [(2, 2, 13, 2)] and written(folder) == written(whole)
+    trainer = Trainer(folder, Plan(data, epochs=3, lr=0.0, resume=True))
+    before = trainer.session.parameters()
+    trainer.run(watcher)
+    assert (trainer.position.epochs, trainer.position.lr) == (3, 0.0)
+    assert all(np.allclose(array, before[name]) for name, array in trainer.session.parameters().items())
+
+
+def test_held_out_rows_are_the_same_after_a_resume(tmp_path: Path, data: Path) -> None:
+    by_file, by_share = artifacts(tmp_path / "file"), artifacts(tmp_path / "share")
+    held = tmp_path / "held.npz"
+    held.write_bytes(data.read_bytes())
+    train(by_file, data, eval_data=held)
+    train(by_share, data)
+    with pytest.raises(DataError, match=r"started with --eval-data .*held.npz, not --eval-split 0.1; leave --eval-sp"):
+        Trainer(by_file, Plan(data, eval_split=0.1, resume=True))
+    with pytest.raises(DataError, match=r"started with --eval-split 0.2, not --eval-data .*held.npz; leave --eval-da"):
+        Trainer(by_share, Plan(data, eval_data=held, resume=True))
+    moved = held.rename(tmp_path / "moved.npz")
+    with pytest.raises(DataError, match=r"held.npz: no such file"):
+        Trainer(by_file, Plan(data, resume=True))
+    assert Trainer(by_file, Plan(data, eval_data=moved, resume=True)).position.eval_data == str(moved)
+    arrays = dict(np.load(moved))
+    np.savez(held, **{**arrays, "x": arrays["x"] + 1})
+    with pytest.raises(DataError, match=r"held.npz does not hold the data that the run was started with"):
+        Trainer(by_file, Plan(data, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "--seed is -1; it is at least 0"),
+        ({"checkpoint_every": -1}, "--checkpoint-every is -1; it is at least 0"),
+        ({"epochs": 0}, "--epochs is 0; it is at least 1"),
+        ({"batch_size": 0}, "--batch-size is 0; it is at least 1"),
+        ({"lr": -1.0}, "--lr must be at least 0, and is -1.0"),
+        ({"lr": float("nan")}, "--lr is a finite number, not nan"),
+        ({"lr": 1e300}, "--lr must be at most 3.4e"),
+    ],
+)
+def test_plans_that_no_run_can_have(options: dict[str, Any], message: str, data: Path) -> None:
+    with pytest.raises((DataError, SpecError), match=message):
+        Plan(data, **options)
+
+
+def test_weights_that_are_not_finite_end_a_run_and_are_not_saved(tmp_path: Path, data: Path) -> None:
+    """The gradient of sqrt at 0 is infinite, the loss is not; and a NaN among the held-out rows is shown."""
+    root = text("g (float[N,6] x) => (float[N,6] y) <float[6] w = {1,1,1,1,1,1}> { m = Mul (x, w)  y = Sqrt (m) }")
+    gradcut.compile(root, loss="mse").save(tmp_path / "d")
+    rows = np.ones((32, 6), np.float32)
+    good, bad, held = (tmp_path / f"{name}.npz" for name in ("good", "bad", "held"))
+    np.savez(good, x=rows, labels=rows * 2)
+    np.savez(bad, x=rows * 0, labels=rows)
+    np.savez(held, x=-rows, labels=rows)
+    watcher = Quiet()
+    train(tmp_path / "d", good, watcher, eval_data=held)
+    assert np.isnan(watcher.epochs[0].eval_loss or 0) and _line(watcher.epochs[0]).count("eval loss nan") == 1
+    assert json.loads((tmp_path / "d" / "metrics.jsonl").read_text())["eval_loss"] is None
+    gradcut.compile(root, loss="mse").save(tmp_path / "e")
+    before = (tmp_path / "e" / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(NotFiniteError, match="'w' is not finite after step 1"):
+        train(tmp_path / "e", bad, batch_size=32)
+    assert (tmp_path / "e" / "checkpoint.safetensors").read_bytes() == before
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, data: Path) -> None:
