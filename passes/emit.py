@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from gradcut.dialect import DOMAIN, declare, is_mark
 from gradcut.errors import PipelineError
-from gradcut.ops import Builder, Names
+from gradcut.ops import Builder, Names, same_shape
 from gradcut.passes.base import GRADIENTS, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.random import DRAWS
@@ -39,6 +39,7 @@ class Emit(Pass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         strip_marks(model)
+        _settle_choices(model)
         remove_dead(model)
         left = sorted({node.op_type for graph in model.graphs() for node in graph if node.domain == DOMAIN})
         if left:
@@ -79,6 +80,17 @@ def _stand_in(graph: ir.Graph, mark: ir.Node, source: ir.Value, names: Names) ->
         source = copy
     source.name, output.name = output.name, names.fresh("stripped")
     return source
+
+
+def _settle_choices(model: ir.Model) -> None:
+    """A choice between a value and its marked self is none once the mark is gone."""
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type != "Where" or node.domain or node.inputs[1] is not node.inputs[2]:
+                continue
+            source, output = node.inputs[1], node.outputs[0]
+            if source is not None and same_shape(source.shape, output.shape) and not output.is_graph_output():
+                ir.convenience.replace_all_uses_with(output, source)
 
 
 def _moving(model: ir.Model) -> list[str]:

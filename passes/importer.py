@@ -4,7 +4,7 @@
 2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number.
 3. Initializers that are also graph inputs are initializers only.
 4. Unnamed nodes get a name.
-5. An Identity that torch's exporter wrote for ``x.detach()`` is a mark, by the node's own metadata.
+5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
 7. Constants that are parameters become initializers under their output's name.
 8. Types and shapes are inferred where the file does not say them.
@@ -33,11 +33,10 @@ from gradcut.ops import Builder, Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.sequences import unpack_sequences
+from gradcut.passes.torch_marks import mark_as_torch
 from gradcut.rules import REGISTRY
 from gradcut.text import nearest
 
-#: Where torch's exporter says what a node was.
-_FX_NODE = "pkg.torch.onnx.fx_node"
 OLDEST, TARGET, NEWEST = 7, 21, 26
 
 
@@ -57,7 +56,7 @@ class Import(Pass):
             convert_to(model, TARGET)
         _unshadow(model.graph)
         name_nodes(model)
-        _mark_detached(model)
+        mark_as_torch(model)
         declare(model)
         TopologicalSortPass()(model)
         unpack_sequences(model)
@@ -281,17 +280,6 @@ def name_nodes(model: ir.Model) -> None:
         if not node.name or node.name in seen:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
         seen.add(node.name)
-
-
-def _mark_detached(model: ir.Model) -> None:
-    """A detach of a literal (``torch.tensor(c)`` writes one) is left as it is: it is constant anyway."""
-    for graph in model.graphs():
-        for node in graph:
-            if node.op_type != "Identity" or node.domain or "aten.detach" not in node.metadata_props.get(_FX_NODE, ""):
-                continue
-            source = node.inputs[0]
-            if source is not None and constant_tensor(source) is None:
-                node.domain, node.op_type = DOMAIN, MARK
 
 
 def _lift_constants(model: ir.Model) -> None:
