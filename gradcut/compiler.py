@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -21,7 +21,7 @@ from gradcut.errors import GradcutWarning, LossError, NothingTrainsError, SpecEr
 from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, signature, step_graph
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import AdamW, Optimizer, parse_optimizer
-from gradcut.parameters import decide
+from gradcut.parameters import Decision
 from gradcut.passes import (
     AttachLoss,
     Differentiate,
@@ -36,7 +36,7 @@ from gradcut.passes import (
     Specialize,
     StopGradient,
 )
-from gradcut.passes.base import ACTIVITY, FROZEN, GRADIENTS, LOSS, PIPELINE, TRAINABLE, read_json
+from gradcut.passes.base import ACTIVITY, DECISIONS, FROZEN, GRADIENTS, LOSS, PIPELINE, TRAINABLE, read_json
 from gradcut.passes.importer import inline, name_nodes
 from gradcut.passes.loss import attach_graph, split_path
 from gradcut.passes.pipeline import Watch, collection_held
@@ -188,7 +188,8 @@ class _Compilation:
             ort_graphs.require(work, request.optimizer, self.loss is not None)
         self.pipeline = Pipeline((*head.passes, *request.tail(self.loss is not None).passes))
         self.forward = work.clone()
-        self.decisions = decide(self.forward.graph, REGISTRY)
+        self.values = main_values(self.forward.graph)
+        self.decisions = self._chosen_from(work.meta[DECISIONS])
         self.user_inputs = [value.name for value in given.graph.inputs if value.name not in given.graph.initializers]
         tail = Pipeline(self.pipeline.passes[len(head.passes) :])
         self.cost: Cost | None = None
@@ -199,6 +200,10 @@ class _Compilation:
         self.draws = read_json(work, DRAWS) or {}
         self.modes = read_json(work, MODES) or {}
         self._check_reached()
+
+    def _chosen_from(self, decisions: dict[str, Decision]) -> dict[str, Decision]:
+        """As when the trainables were chosen: what `fold` makes a Constant, or a loss brings, is no parameter."""
+        return {name: replace(one, value=self.values.get(name, one.value)) for name, one in decisions.items()}
 
     def _watched(self, watch: Watch | None) -> Watch:
         """Costs are estimated on the simplified graph, before lowering."""
@@ -299,11 +304,11 @@ class _Compilation:
         """What the checkpoint starts with: every trained parameter, its slots as zeros, the state that moves."""
         tensors: dict[str, np.ndarray] = {}
         for one in trained:
-            tensors[one.name] = _array(self.decisions[one.name].value)
+            tensors[one.name] = _array(self.values[one.name])
             for slot in one.slots.values():
                 tensors[slot] = np.zeros(tensors[one.name].shape, one.slot_dtype.numpy())
         for name in self.state:
-            tensors[name] = _array(self.decisions[name].value)
+            tensors[name] = _array(self.values[name])
         return tensors
 
     # --- manifest --------------------------------------------------------------------------------------------
@@ -363,8 +368,7 @@ class _Compilation:
         """Weights that nobody named, where every parameter was to train."""
         if self.request.train:
             return []
-        given = main_values(self.given.graph)  # a loss graph has constants of its own
-        return [name for name, decision in self.decisions.items() if decision.overlooked and name in given]
+        return [name for name, decision in self.decisions.items() if decision.overlooked]
 
     def _roles(self, trained: Sequence[Trained], scalars: StepNames) -> dict[str, str]:
         roles = {name: "user" for name in self.user_inputs if name}
@@ -389,8 +393,8 @@ class _Compilation:
         wanted = set(read_json(self.forward, TRAINABLE) or ())
         listed, given = [], main_values(self.given.graph)
         for name, decision in self.decisions.items():
-            foreign = name not in given and name not in trained  # a constant of the loss graph
-            if foreign or (decision.kind != "parameter" and name not in wanted):
+            hidden = name not in given  # inside a function of the model's, which stays one where nothing in it trains
+            if hidden or (decision.kind != "parameter" and name not in wanted):
                 continue
             status = "trained" if name in trained else "frozen" if name in frozen else "not-trained"
             if name in self.gradients["unreached"]:

@@ -18,6 +18,8 @@ _FREE = frozenset(
     Cast CastLike ConstantOfShape Range StopGradient Pad Where""".split()
 )
 
+_ALIASES = frozenset({"StopGradient", "Identity"})
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -79,10 +81,18 @@ def _saved(nodes: Iterable[ir.Node], backward: set[ir.Node]) -> set[ir.Value]:
     saved: set[ir.Value] = set()
     for node in backward:
         for value in node.inputs:
-            producer = value.producer() if value is not None else None
-            if value is not None and producer is not None and producer not in backward and _is_activation(producer):
-                saved.add(value)
+            origin = _origin(value)
+            producer = origin.producer() if origin is not None else None
+            if origin is not None and producer is not None and producer not in backward and _is_activation(producer):
+                saved.add(origin)
     return saved
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    """What holds the memory of a value: `emit` strips marks, and runtimes make nothing of an Identity."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in _ALIASES:
+        value = node.inputs[0]
+    return value
 
 
 def _is_activation(node: ir.Node) -> bool:

@@ -112,7 +112,7 @@ class CrossEntropy(Loss):
         uniform = b.Neg(b.op("ReduceMean", log_prob, b.ints([1]), keepdims=0))
         kept = b.Where(counts, uniform, b.scalar_like(0.0, uniform))
         number = b.ReduceSum(b.Cast(counts, to=log_prob.dtype), keepdims=0)
-        return b.Div(b.ReduceSum(kept, keepdims=0), number)
+        return b.Div(b.ReduceSum(kept, keepdims=0), b.op("Max", number, b.scalar_like(1.0, number), shape=number.shape))
 
     def _classes_second(self, b: Builder, output: ir.Value) -> ir.Value:
         """Scores as [N, C, ...]; a class axis that is last becomes [N, C], one row a label."""

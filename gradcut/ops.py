@@ -355,7 +355,7 @@ def _result_shape(op_type: str, inputs: Sequence[ir.Value | None], attributes: d
         return ir.Shape([shapes[0][axis] for axis in attributes["perm"]])
     if op_type == "MatMul":
         return _matmul_shape(shapes)
-    if op_type.startswith("Reduce") and len(inputs) == 2:
+    if op_type.startswith("Reduce"):
         return _reduced_shape(inputs, attributes)
     return None
 
@@ -369,11 +369,11 @@ def _matmul_shape(shapes: Sequence[ir.Shape | None]) -> ir.Shape | None:
 
 
 def _reduced_shape(inputs: Sequence[ir.Value | None], attributes: dict[str, Any]) -> ir.Shape | None:
-    x, axes = inputs[0], inputs[1]
+    x, axes = inputs[0], inputs[1] if len(inputs) > 1 else None
     constant = ir.convenience.get_const_tensor(axes) if axes is not None else None
-    if x is None or x.shape is None or constant is None:
+    if x is None or x.shape is None or (axes is not None and constant is None):
         return None
-    chosen = {int(axis) % len(x.shape) for axis in constant.numpy()}
+    chosen = set() if constant is None else {int(axis) % len(x.shape) for axis in constant.numpy()}
     if not chosen and not attributes.get("noop_with_empty_axes"):
         chosen = set(range(len(x.shape)))
     if attributes.get("keepdims", 1):

@@ -25,7 +25,11 @@ from gradcut.dialect import is_mark
 from gradcut.ops import FLOATS
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
-_CARRIERS = frozenset("Transpose Reshape Flatten Expand Cast Identity Unsqueeze Squeeze Concat Slice Split".split())
+#: Metadata of a Constant node that a pass computed: it was none in the model, so it does not become a weight.
+COMPUTED = "gradcut.computed"
+_CARRIERS = frozenset(
+    "Transpose Reshape Flatten Expand Cast CastLike Identity Unsqueeze Squeeze Concat Slice Split".split()
+)
 #: A mask of -inf is often written as a large finite number; nothing that trains starts there.
 _MASK_LIMIT = 1e4
 
@@ -160,6 +164,9 @@ class _Weights:
             return "constant", "not a float"
         if len(tensor.shape) == 0:
             return "constant", "a scalar"
+        producer = value.producer()
+        if producer is not None and COMPUTED in producer.metadata_props:
+            return "constant", "computed from other constants"
         uses = list(_uses(value))
         if any(_is_statistic(node, index) for node, index in uses):
             return "state", "mean or variance of a BatchNormalization"

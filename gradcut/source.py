@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import google.protobuf.message
 import onnx
+import onnx.parser
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
@@ -63,10 +65,7 @@ def own(model: Source) -> ir.Model:
 
 
 def _from_proto(proto: onnx.ModelProto) -> ir.Model:
-    try:
-        loaded = ir.from_proto(proto)
-    except Exception as error:
-        raise NotOnnxError(f"the proto is not a valid ONNX model: {_root(error)}") from error
+    loaded = _deserialized(proto, "the proto is not a valid ONNX model")
     _check_structure(loaded)
     for tensor in _external_tensors(loaded):
         raise ExternalDataError(
@@ -77,20 +76,36 @@ def _from_proto(proto: onnx.ModelProto) -> ir.Model:
 
 def _read_binary(path: Path) -> ir.Model:
     try:
-        return ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
     except google.protobuf.message.DecodeError as error:
         raise NotOnnxError(f"{path} is not an ONNX model, or it is cut short ({error})") from error
     except Exception as error:
         raise NotOnnxError(f"{path} cannot be read as an ONNX model: {_root(error)}") from error
+    loaded = _deserialized(proto, f"{path} cannot be read as an ONNX model")
+    ir.external_data.set_base_dir(loaded.graph, path.parent)
+    return loaded
 
 
 def _read_text(path: Path) -> ir.Model:
     try:
-        return ir.from_onnx_text(path.read_text(encoding="utf-8"))
+        proto = onnx.parser.parse_model(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise NotOnnxError(f"{path} is not ONNX text: {error}") from error
     except Exception as error:
         raise NotOnnxError(f"{path} is not ONNX text: {clean_parser_error(error)}") from error
+    return _deserialized(proto, f"{path} is not a valid ONNX model")
+
+
+def _deserialized(proto: onnx.ModelProto, wrong: str) -> ir.Model:
+    """The IR of a proto, which keeps the last of several initializers or inputs of one name without a word."""
+    for what, values in (("initializers", proto.graph.initializer), ("inputs", proto.graph.input)):
+        twice = next((name for name, count in Counter(value.name for value in values).items() if count > 1), None)
+        if twice is not None:
+            raise NotOnnxError(f"two {what} are called {twice!r}; which one is meant is unclear, rename one of them")
+    try:
+        return ir.from_proto(proto)
+    except Exception as error:
+        raise NotOnnxError(f"{wrong}: {_root(error)}") from error
 
 
 def clean_parser_error(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from typing import Any, ClassVar, TypeVar
 
@@ -28,6 +29,8 @@ PIPELINE = "gradcut.pipeline"
 LOSS = "gradcut.loss"
 #: Key of `ir.Model.meta`, which no file holds: the `Activity` that `propagate` found.
 ACTIVITY = "gradcut.activity"
+#: Likewise: what each constant of the model is, as `stop-gradient` found it when it chose.
+DECISIONS = "gradcut.decisions"
 
 
 class Pass(ir.passes.InPlacePass):
@@ -42,6 +45,17 @@ class Pass(ir.passes.InPlacePass):
             if value != _default(field):
                 options.append(f"{field.name.replace('_', '-')}={_format(value)}")
         return self.name + (f"{{{' '.join(options)}}}" if options else "")
+
+    @classmethod
+    def usage(cls) -> str:
+        """The pass with the names of its options: ``lower{target}``."""
+        options = " ".join(field.name.replace("_", "-") for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        return cls.name + (f"{{{options}}}" if options else "")
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the pass does, in a sentence."""
+        return (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
 
     @classmethod
     def from_options(cls, options: dict[str, list[str]]) -> Pass:

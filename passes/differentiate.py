@@ -10,6 +10,7 @@ differentiating the result again is right too.
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from gradcut.ops import Builder, Names, broadcast_shapes, is_float
 from gradcut.passes.base import GRADIENTS, QUESTION, Pass, read_json, register, write_json
 from gradcut.passes.propagate import clear_derived, main_values
 from gradcut.rules import REGISTRY, Adjoint, Rule, operand_label
+from gradcut.rules.contract import yielded
 from gradcut.rules.registry import is_variadic, output_name
 
 #: Metadata of a backward node: which operand of which forward node it serves.
@@ -183,7 +185,7 @@ class Reverse:
                 op,
                 opset,
                 "there is no derivative rule for this operator. Freeze what lies before it, stop there with "
-                f"stop_at={node.outputs[0].name!r}, or give it a rule with gradcut.register_rule.",
+                f"--stop-at {_first_named(node)} (stop_at), or give it a rule with gradcut.register_rule.",
             )
         return rule
 
@@ -201,23 +203,14 @@ class Reverse:
         return any(value in self.active for graph in inner_graphs(node) for value in graph.outputs)
 
     def _yields(self, rule: Rule, adjoint: Adjoint) -> Iterator[tuple[int, ir.Value]]:
-        """Run a rule, tag its nodes with the operand they serve, and hold it to what was wanted."""
-        assert rule.vjp is not None
-        node, served = adjoint.node, set()
+        """Run a rule, and tag its nodes with the operand they serve."""
         start = len(self.b.nodes)
         with self.b.arithmetic():
-            for operand, cotangent in rule.vjp(adjoint):
-                index = adjoint.index(operand)
-                if index not in adjoint.wanted or index in served:
-                    raise AssertionError(f"rule of {node.op_type} yields operand {operand!r}, which is not wanted")
-                served.add(index)
-                self._tag(start, node, index)
+            for index, cotangent in yielded(rule, adjoint):
+                self._tag(start, adjoint.node, index)
                 start = len(self.b.nodes)
                 yield index, cotangent
                 start = len(self.b.nodes)
-        if served != adjoint.wanted:
-            missing = ", ".join(operand_label(node, i) for i in sorted(adjoint.wanted - served))
-            raise NoGradientError(node.name or "", node.op_type, self.opset, f"its rule gives none for {missing}")
 
     def _tag(self, start: int, node: ir.Node, index: int) -> None:
         for built in self.b.nodes[start:]:
@@ -256,6 +249,11 @@ class Reverse:
             self.owner[cotangent] = value
         self.total[value] = cotangent
         return cotangent
+
+
+def _first_named(node: ir.Node) -> str:
+    """The first output of a node that the file does not leave out."""
+    return shlex.quote(next((value.name for value in node.outputs if value.name), ""))
 
 
 def _output_count(node: ir.Node) -> int:

@@ -103,7 +103,7 @@ def _order_inputs(model: ir.Model, moving: Sequence[str]) -> None:
     draws = (read_json(model, DRAWS) or {}).values()
     drawn = [value for value in graph.inputs if value.name in draws]
     graph.inputs[:] = [value for value in graph.inputs if value.name not in draws]
-    for name in moving:
+    for name in [name for name in moving if name in graph.initializers]:  # an input, or an inner value, stays one
         graph.inputs.append(to_input(graph, name))
     graph.inputs.extend(drawn)
 

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from gradcut.ops import FLOATS, same_shape, static_dims
+from gradcut.parameters import COMPUTED
 from gradcut.passes.base import TRAINABLE, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 
@@ -38,9 +39,14 @@ _END = 2**31 - 1
 @register
 @dataclass(frozen=True)
 class Fold(Pass):
-    """Replace constant computations by Constant nodes under the same names."""
+    """Replace constant computations by Constant nodes under the same names.
+
+    Attributes:
+        floats: compute what depends on floats too; without it, a gradient by any float that is left stays whole.
+    """
 
     name: ClassVar[str] = "fold"
+    floats: bool = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         for node in list(model.graph):
@@ -53,11 +59,16 @@ class Fold(Pass):
                 continue
             result = _static(node)
             if result is None:
-                result = _evaluated(node, model.opset_imports[""])
+                result = self._evaluated(node, model.opset_imports[""])
             if result is not None:
                 _replace(model.graph, node, result)
         remove_dead(model, keep=read_json(model, TRAINABLE) or ())
         return ir.passes.PassResult(model, modified=True)
+
+    def _evaluated(self, node: ir.Node, opset: int) -> np.ndarray[Any, Any] | None:
+        if not self.floats and any(value is not None and value.dtype in FLOATS for value in node.inputs):
+            return None
+        return _evaluated(node, opset)
 
 
 def _to_cast(node: ir.Node) -> None:
@@ -150,7 +161,7 @@ def _replace(graph: ir.Graph, node: ir.Node, result: np.ndarray[Any, Any]) -> No
         attributes=[ir.AttrTensor("value", ir.Tensor(result, name=output.name))],
         outputs=[ir.Value(name=output.name, type=output.type, shape=ir.Shape(result.shape))],
         name=node.name,
-        metadata_props=dict(node.metadata_props),
+        metadata_props={**node.metadata_props, COMPUTED: "1"},
     )
     folded.outputs[0].dtype = ir.DataType.from_numpy(result.dtype)
     graph.insert_before(node, folded)

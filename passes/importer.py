@@ -8,12 +8,13 @@
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
 7. Constants that are parameters become initializers under their output's name.
 8. Types and shapes are inferred where the file does not say them.
+
+What contradicts itself is refused on the way, see `gradcut.passes.consistency`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+import contextlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,15 +30,15 @@ from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import ImportModelError, UnsupportedModelError
-from gradcut.ops import Builder, Dim, Names
+from gradcut.ops import Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
+from gradcut.passes.consistency import check_operators, check_shapes, check_types
+from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.torch_marks import mark_as_torch
 from gradcut.rules import REGISTRY
 from gradcut.text import nearest
-
-OLDEST, TARGET, NEWEST = 7, 21, 26
 
 
 @register
@@ -50,6 +51,7 @@ class Import(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         check_opset(model)
         check_dialect(model)
+        check_operators(model)
         declare(model)
         inline(model)
         if model.opset_imports[""] < TARGET:
@@ -62,6 +64,7 @@ class Import(Pass):
         unpack_sequences(model)
         _lift_constants(model)
         _infer(model)
+        check_types(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -111,156 +114,14 @@ def _is_identity(function: ir.Function) -> bool:
 
 def inline(model: ir.Model) -> None:
     """Put the bodies of functions in place of their calls; marks come out of them."""
-    kept = [key for key in model.functions if _is_kept(key)]
+    kept = [key for key in model.functions if is_kept(key)]
     if len(kept) == len(model.functions):
         return
     for function in model.functions.values():
         if DOMAIN not in function.opset_imports and any(n.domain == DOMAIN for n in function):
             function.opset_imports[DOMAIN] = 1
     ids = [(key[0], key[1]) for key in kept]
-    _through(model, lambda proto: onnx.inliner.inline_selected_functions(proto, ids, exclude=True))
-
-
-def _is_kept(key: tuple[str, str, str]) -> bool:
-    return (key[0] == DOMAIN and key[1] in DIALECT) or REGISTRY.knows(key[0], key[1])
-
-
-def _through(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
-    """Apply a change of ONNX's own to the model without serialising its weights; metadata is put back by name."""
-    before = model.graph
-    try:
-        changed = ir.from_proto(call_onnx_api(change, model))
-    except Exception as error:
-        raise ImportModelError(f"onnx could not take the model in: {error}") from error
-    _restore(changed.graph, before)
-    opsets = dict(changed.opset_imports)  # of a model they are those of its graph
-    model.graph = changed.graph
-    for key in [key for key in model.functions if key not in changed.functions and not _is_kept(key)]:
-        del model.functions[key]
-    model.opset_imports.clear()
-    model.opset_imports.update(opsets)
-
-
-def _restore(graph: ir.Graph, before: ir.Graph) -> None:
-    """Weights, which call_onnx_api turns into inputs, and the metadata that the C++ code drops."""
-    own_inputs = {value.name for value in before.inputs}
-    graph.inputs[:] = [value for value in graph.inputs if value.name in own_inputs]
-    values = ir.convenience.create_value_mapping(graph)
-    for name, initializer in before.initializers.items():
-        value = graph.initializers.get(name) or values.get(name) or ir.Value(name=name)
-        value.const_value = initializer.const_value
-        value.type, value.shape = initializer.type, initializer.shape
-        value.metadata_props.update(initializer.metadata_props)
-        graph.register_initializer(value)
-    old = {value.name: node for node in before.all_nodes() for value in node.outputs if value.name}
-    for node in graph.all_nodes():
-        source = next((old[value.name] for value in node.outputs if value.name in old), None)
-        if source is not None:
-            node.metadata_props.update(source.metadata_props)
-            node.name = source.name or node.name
-    graph.metadata_props.update(before.metadata_props)
-
-
-# --- opsets --------------------------------------------------------------------------------------------------
-
-
-def convert_to(model: ir.Model, target: int) -> None:
-    """To a later opset by ONNX's converter, mended where that is silently wrong: Resize 10, Upsample 9, Hardmax,
-    GroupNormalization 18."""
-    opset = model.opset_imports[""]
-    asymmetric = _old_resizes(model.graph) if opset <= 10 else set()
-    if opset < 21 <= target:
-        _widen_group_norms(model)
-    if opset < 13:
-        _flatten_hardmax(model)
-    functions = dict(model.functions)
-    model.functions.clear()
-    _through(model, functools.partial(onnx.version_converter.convert_version, target_version=target))
-    model.functions.update({key: _convert_function(function, target) for key, function in functions.items()})
-    if model.opset_imports[""] != target:
-        raise ImportModelError(f"onnx's version converter left the model at opset {model.opset_imports['']}")
-    for node in model.graph.all_nodes():
-        if node.op_type == "Resize" and node.outputs[0].name in asymmetric:
-            node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
-            node.attributes.add(ir.AttrString("nearest_mode", "floor"))
-
-
-def _convert_function(function: ir.Function, target: int) -> ir.Function:
-    """A function with a rule of its own is kept, at the model's opset. ONNX's converter takes graphs without types,
-    but loses attributes that stand for those of the call."""
-    if function.domain == DOMAIN or function.opset_imports.get("", target) >= target:
-        return function
-    proto = ir.to_proto(function)
-    inputs, outputs = ([onnx.ValueInfoProto(name=name) for name in names] for names in (proto.input, proto.output))
-    graph = onnx.helper.make_graph(list(proto.node), proto.name, inputs, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), functions=[])
-    try:
-        converted = onnx.version_converter.convert_version(model, target)
-    except Exception as error:
-        raise ImportModelError(f"function {function.name!r} could not be brought to opset {target}: {error}") from error
-    for node in proto.node:
-        _keep_references(node, converted.graph.node, function.name)
-    proto.ClearField("node")
-    proto.node.extend(converted.graph.node)
-    proto.ClearField("opset_import")
-    proto.opset_import.extend(converted.opset_import)
-    return ir.serde.deserialize_function(proto)
-
-
-def _keep_references(old: onnx.NodeProto, nodes: Iterable[onnx.NodeProto], function: str) -> None:
-    references = [attribute for attribute in old.attribute if attribute.ref_attr_name]
-    if not references:
-        return
-    new = next((node for node in nodes if list(node.output) == list(old.output)), None)
-    for reference in references:
-        place = next((a for a in (new.attribute if new is not None else ()) if a.name == reference.name), None)
-        if place is None:
-            raise UnsupportedModelError(
-                f"function {function!r} hands its attribute {reference.ref_attr_name!r} to {old.op_type}, which takes "
-                f"no {reference.name!r} at opset {TARGET}; export the model at opset {TARGET}"
-            )
-        place.CopyFrom(reference)
-
-
-def _old_resizes(graph: ir.Graph) -> set[str | None]:
-    return {node.outputs[0].name for node in graph.all_nodes() if node.op_type in ("Resize", "Upsample")}
-
-
-def _widen_group_norms(model: ir.Model) -> None:
-    """Before opset 21 scale and bias were of one number a group [G], from there of one a channel [C]."""
-    names = Names.of(model)
-    for node in [n for n in model.graph.all_nodes() if n.op_type == "GroupNormalization" and n.domain == ""]:
-        b, X = Builder(names, prefix=f"{node.outputs[0].name}_"), node.inputs[0]
-        assert X is not None and isinstance(node.graph, ir.Graph)
-        groups = node.attributes["num_groups"].as_int()
-        channels = b.Div(b.op("Shape", X, start=1, end=2), b.ints([groups]))
-        wide = b.op("Concat", b.ints([groups]), channels, axis=0)
-        for index in (1, 2):
-            each = b.Expand(b.Unsqueeze(node.inputs[index], b.ints([1])), wide)
-            node.replace_input_with(index, b.Reshape(each, b.ints([-1])))
-        node.graph.insert_before(node, b.nodes)
-
-
-def _flatten_hardmax(model: ir.Model) -> None:
-    """Before opset 13 Hardmax saw its input as a matrix, split at `axis`; on a matrix both definitions agree."""
-    names = Names.of(model)
-    for node in [node for node in model.graph.all_nodes() if node.op_type == "Hardmax" and node.domain == ""]:
-        x, y = node.inputs[0], node.outputs[0]
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        flat_value, shape_value, matrix = (
-            ir.Value(name=names.fresh(base)) for base in ("hardmax_flat", "hardmax_shape", f"{y.name}_matrix")
-        )
-        flat = ir.Node("", "Flatten", [x], [ir.AttrInt64("axis", axis)], outputs=[flat_value])
-        shape = ir.Node("", "Shape", [x], outputs=[shape_value])
-        node.prepend([flat, shape])
-        node.replace_input_with(0, flat.outputs[0])
-        node.attributes.add(ir.AttrInt64("axis", 1))
-        back = ir.Node("", "Reshape", [None, shape.outputs[0]], outputs=[matrix])
-        ir.convenience.replace_all_uses_with(y, back.outputs[0], replace_graph_outputs=True)
-        back.replace_input_with(0, y)
-        back.outputs[0].type, back.outputs[0].shape, y.shape = y.type, y.shape, None
-        y.name, back.outputs[0].name = back.outputs[0].name, y.name
-        node.append(back)
+    through(model, lambda proto: onnx.inliner.inline_selected_functions(proto, ids, exclude=True))
 
 
 # --- graph ---------------------------------------------------------------------------------------------------
@@ -329,13 +190,15 @@ def _inferred(model: ir.Model) -> onnx.ModelProto:
 
     onnx_ir's pass leaves every type unknown where it fails; an unknown type would count as a float.
     """
-    infer = functools.partial(onnx.shape_inference.infer_shapes, strict_mode=False, data_prop=True)
+
+    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+        check_shapes(proto)
+        with contextlib.suppress(onnx.shape_inference.InferenceError):
+            return onnx.shape_inference.infer_shapes(proto, check_type=True, data_prop=True)
+        return onnx.shape_inference.infer_shapes(proto, check_type=False, data_prop=True)
+
     try:
-        return call_onnx_api(functools.partial(infer, check_type=True), model)
-    except onnx.shape_inference.InferenceError:
-        pass
-    try:
-        return call_onnx_api(functools.partial(infer, check_type=False), model)
+        return call_onnx_api(infer, model)
     except onnx.shape_inference.InferenceError as error:
         raise ImportModelError(f"types or shapes of the model contradict each other: {error}") from error
 

@@ -17,7 +17,9 @@ from gradcut.errors import LossError
 from gradcut.losses import Loss, parse_loss
 from gradcut.ops import Builder, Names, is_float
 from gradcut.passes.base import LOSS, Pass, register, write_json
-from gradcut.passes.importer import Import, convert_to
+from gradcut.passes.consistency import check_model_shapes
+from gradcut.passes.convert import convert_to
+from gradcut.passes.importer import Import
 from gradcut.passes.propagate import main_values
 from gradcut.source import load, own
 from gradcut.text import join_names, nearest
@@ -141,23 +143,40 @@ def attach_graph(model: ir.Model, loss: ir.Model, renames: dict[str, str], where
     """Put a loss graph behind the model; its inputs are matched by name to the model's outputs.
 
     Raises:
-        LossError: no input matches an output, a rename names nothing, or the result is not one scalar float.
+        LossError: no input matches an output, a rename names nothing, or not just one output is a scalar float.
     """
-    if len(loss.graph.outputs) != 1:
-        raise LossError(f"{where}: a loss graph has exactly one output, not {len(loss.graph.outputs)}")
     Import()(loss)
+    _keep_scalar(loss.graph, where)
     _same_opset(model, loss)
     feeds = _matched(model, loss, renames, where)
+    _check_feeds(feeds, where)
     left = [value for value in loss.graph.inputs if value not in feeds]
     added, result = _splice(model.graph, loss.graph, feeds, Names.of(model))
-    if not is_float(result) or not is_scalar(result):
-        raise LossError(f"{where}: its output {result.name!r} ({result.type}, {result.shape}) is not a scalar float")
     model.functions.update({k: f for k, f in loss.functions.items() if k not in model.functions})
     inputs = [added[value] for value in left]
     wiring = {"kind": "graph", "spec": where, "output": ",".join(v.name or "" for v in feeds.values())}
     if len(inputs) == 1:
         wiring["labels"] = inputs[0].name or ""
+    check_model_shapes(model)
     _finish(model, result, wiring, inputs)
+
+
+def _keep_scalar(graph: ir.Graph, where: str) -> None:
+    """The one output that is a scalar float is the loss; what else the graph gives is left out."""
+    scalars = [value for value in graph.outputs if is_float(value) and is_scalar(value)]
+    if len(scalars) != 1:
+        listed = ", ".join(f"{value.name!r} ({value.type}, {value.shape})" for value in graph.outputs) or "no output"
+        raise LossError(f"{where}: one of its outputs must be a scalar float, and of {listed} {len(scalars)} are")
+    graph.outputs[:] = scalars
+
+
+def _check_feeds(feeds: dict[ir.Value, ir.Value], where: str) -> None:
+    for its, output in feeds.items():
+        if its.dtype is not None and output.dtype is not None and its.dtype != output.dtype:
+            raise LossError(
+                f"{where}: its input {its.name!r} is {its.dtype.name}, and the model's output {output.name!r} is "
+                f"{output.dtype.name}; write the loss graph for {output.dtype.name}, with a Cast behind that input"
+            )
 
 
 def _same_opset(model: ir.Model, loss: ir.Model) -> None:

@@ -34,7 +34,7 @@ _CARRIERS = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"})
 @register
 @dataclass(frozen=True)
 class Specialize(Pass):
-    """Modes, state and draws.
+    """Set the modes of BatchNormalization and Dropout; statistics become state, draws come from (seed, step, node).
 
     Attributes:
         batch_norm: ``auto``: a node that the file has in training mode stays, one in inference mode trains iff its

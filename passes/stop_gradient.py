@@ -16,7 +16,7 @@ from gradcut.dialect import declare, new_mark, stand_for
 from gradcut.errors import SpecError
 from gradcut.ops import Names, is_float
 from gradcut.parameters import Decision, decide
-from gradcut.passes.base import FROZEN, TRAINABLE, Pass, read_json, register, write_json
+from gradcut.passes.base import DECISIONS, FROZEN, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.importer import lift_constant
 from gradcut.rules import REGISTRY
 from gradcut.spec import Uses, match_parameters, match_values
@@ -67,6 +67,7 @@ def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str]) -> Non
         raise SpecError(f"nothing is left to train: {why}")
     for name in trainable:
         _make_trainable(model.graph, decisions[name])
+    model.meta[DECISIONS] = decisions
     write_json(model, TRAINABLE, trainable)
     write_json(model, FROZEN, sorted(frozen))
 

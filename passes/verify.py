@@ -37,7 +37,7 @@ def _check_calls(model: ir.Model, after: str) -> None:
     seen: set[str] = set()
     for graph in model.graphs():
         for node in graph:
-            if node.name in seen:
+            if node.name and node.name in seen:
                 raise VerifyError(f"after {after} two nodes are called {node.name!r}")
             seen.add(node.name or "")
             if node.domain == DOMAIN:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
-from gradcut.rules import REGISTRY
+from gradcut.rules import REGISTRY, Rule
 from gradcut.rules.registry import names_of
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def operators() -> str:
-    """The operators with a derivative, and those whose derivative is zero."""
+    """The operators with a derivative, what of them is refused, and those whose derivative is zero."""
     rules = list(REGISTRY)
     derived = names_of([rule for rule in rules if rule.vjp is not None])
     zero = names_of([rule for rule in rules if rule.zero])
@@ -21,10 +22,23 @@ def operators() -> str:
         f"A derivative, at opsets 21 to 26 and imported from 7 to 20 ({len(derived)}):",
         ", ".join(derived) + ".",
         "",
+        "Of these, a gradient is refused through:",
+        "",
+        *(f"- {', '.join(names)}: {limits}" for limits, names in limited(rules).items()),
+        "",
         f"Zero almost everywhere, or no float function of its operands; a cut with its reason ({len(zero)}):",
         ", ".join(zero) + ".",
     ]
-    return "\n".join(textwrap.fill(line, 120) for line in lines)
+    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  " * line.startswith("- ")) for line in lines)
+
+
+def limited(rules: Iterable[Rule]) -> dict[str, list[str]]:
+    """What rules do not cover, with the operators that they are of."""
+    found: dict[str, list[str]] = {}
+    for rule in rules:
+        if rule.limits:
+            found.setdefault(rule.limits, []).append(rule.op_type)
+    return found
 
 
 def with_part(text: str, name: str, part: str) -> str:

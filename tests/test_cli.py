@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import gradcut
 from gradcut.cli.app import app
+from gradcut.passes import PASSES
 from gradcut.runtime import backend, check
 from gradcut.runtime.data import load_npz, split_indices
 from models.zoo import MODELS
@@ -174,7 +175,9 @@ def test_compile_warns_of_what_the_exporter_destroyed(tmp_path: Path) -> None:
         "warning: 2 weights have lost their names to the exporter's optimizer (val_7, val_9); export with "
         "torch.onnx.export(..., dynamo=True, optimize=False) to keep it trainable\n"
     )
-    assert lost in Result("inspect", tmp_path / "folded.onnx").err
+    report = good("inspect", tmp_path / "folded.onnx")
+    assert report.err == ""
+    assert report.out.endswith("\nlost by the exporter\n  " + lost.removeprefix("warning: "))
 
 
 def test_a_refused_full_training_is_said_in_a_line(tmp_path: Path) -> None:
@@ -183,6 +186,12 @@ def test_a_refused_full_training_is_said_in_a_line(tmp_path: Path) -> None:
     said = good("compile", tmp_path / "m.onnx", "--loss", "mse", "--train", "w2", "-o", tmp_path / "d")
     why = "node 'MeanVarianceNormalization_h' (MeanVarianceNormalization, opset 21) has no gradient here: "
     assert f"            full training is refused: {why}" in said.out
+
+
+@pytest.mark.parametrize("place", ["x", "a"])
+def test_a_mark_saves_nothing_of_its_own(place: str, small: Path, tmp_path: Path) -> None:
+    said = good("compile", small, "--loss", "mse", "--stop-at", place, "-o", tmp_path / "d")
+    assert said.line("saved") == "260 B of activations, as in full training"
 
 
 def test_passes_can_be_watched(small: Path, tmp_path: Path) -> None:
@@ -348,6 +357,13 @@ def test_opt_prints_text_or_writes_it(small: Path, tmp_path: Path) -> None:
     )
     wrong = Result("opt", small, "-p", "import,,")
     assert wrong.code == 2 and wrong.err == "error: a pass is expected here\n  import,,\n         ^\n"
+
+
+def test_the_help_of_opt_lists_every_pass() -> None:
+    listed = good("opt", "--help").out.partition("Passes:\n")[2]
+    starts = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert [one.partition("{")[0] for one in starts] == sorted(PASSES)
+    assert "propagate{of wrt}" in listed and "Mark the cut of one question." in listed
 
 
 def test_check_compares_with_finite_differences(small: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import gradcut
 from gradcut.errors import SpecError
+from gradcut.inspection import inspect
 from gradcut.parameters import KIND, decide, parameters
 from gradcut.rules import REGISTRY
 from tests.written import parse
@@ -88,6 +89,7 @@ IMAGE = "float[1,2,4,4] x"
         "y = Mul (w, x)",
         "y = PRelu (x, w)",
         "t = Transpose (w)  y = MatMul (x, t)",
+        "t = CastLike (w, x)  y = MatMul (x, t)",
         "t = Cast <to = 1> (w)  u = Identity (t)  y = MatMul (x, u)",
         "t = Unsqueeze (w, i)  u = Squeeze (t, i)  y = MatMul (x, u)",
         "t = Concat <axis = 0> (x, w)  y = MatMul (x, t)",
@@ -222,3 +224,29 @@ def test_a_parameter_that_nothing_needs_is_unreached(rest: str) -> None:
     )
     artifacts = gradcut.compile(model, loss="mse")
     assert artifacts.trainable == ("w1",) and artifacts.manifest["unreached"] == {"w2": "no-path-to-loss"}
+
+
+COMPUTED = """g (float[N,3] x) => (float[N,2] y) <float[3,2] w = {1, 2, 3, 4, 5, 6}, float[1] b = {1}> {
+    s = Constant <value_ints = [2]> ()  half = ConstantOfShape <value = float[1] {0.5}> (s)
+    k = Constant <value = float[2,2] {1, 2, 3, 4}> ()  n = Neg (k)
+    h = MatMul (x, w)  i = MatMul (h, n)  j = Add (i, half)  y = Add (j, b) }"""
+
+
+@pytest.mark.parametrize("pipeline", ["import", "fold", "import,fold", "import,fold,simplify"])
+def test_what_a_pass_computes_is_no_parameter_to_compile_and_to_inspect(pipeline: str) -> None:
+    """`fold` makes a Constant where a weight could stand."""
+    model = gradcut.Pipeline.parse(pipeline)(ir.from_proto(parse(COMPUTED))).model
+    model = ir.from_proto(ir.to_proto(model))
+    inspected = {one.name for one in inspect(model).decisions if one.kind == "parameter"}
+    compiled = {one["name"]: one["status"] for one in gradcut.compile(model).manifest["parameters"]}
+    assert compiled == dict.fromkeys(inspected, "trained") == {"w": "trained"}
+
+
+def test_a_weight_inside_a_function_that_stays_one_has_no_name_in_what_is_emitted() -> None:
+    function = """<domain: "own", opset_import: ["": 21]>
+        F (X) => (Y) { c = Constant <value = float[2,2] {1, 2, 3, 4}> ()  Y = MatMul (X, c) }"""
+    text = "g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> { h = MatMul (x, w)  y = own.F (h) } "
+    session = gradcut.TrainingSession(
+        gradcut.compile(parse(text + function, also=', "own" : 1'), loss="mse", train=["w"])
+    )
+    assert list(session.parameters()) == ["w"]

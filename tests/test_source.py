@@ -200,6 +200,24 @@ def test_a_graph_that_does_not_hold_together(text: str, message: str, tmp_path: 
             gradcut.load(given)
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".onnxtxt"])
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("initializers", "(float[2] x) => (float[2] y) <float[2] w = {1, 2}, float[2] w = {3, 4}> { y = Mul (x, w) }"),
+        ("inputs", "(float[2] w, float[2] w) => (float[2] y) { y = Neg (w) }"),
+    ],
+)
+def test_two_of_one_name(what: str, text: str, suffix: str, tmp_path: Path) -> None:
+    """onnx_ir would keep the last."""
+    proto, path = parse(f"g {text}"), tmp_path / f"m{suffix}"
+    path.write_bytes(proto.SerializeToString() if suffix == ".onnx" else onnx.printer.to_text(proto).encode())
+    for given in (proto, path):
+        with pytest.raises(NotOnnxError) as raised:
+            gradcut.load(given)
+        assert str(raised.value) == (f"two {what} are called 'w'; which one is meant is unclear, rename one of them")
+
+
 def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
     proto = parse("g (float[2,2] x) => (float[2,2] y) { h = Relu (x)  y = Abs (h) }")
     swapped = [proto.graph.node[1], proto.graph.node[0]]

@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto
 
 import gradcut
+from gradcut.rules import REGISTRY
 from tests.written import gradients, names, parse, run, session
 
 F16, F64 = TensorProto.FLOAT16, TensorProto.DOUBLE
@@ -474,6 +475,26 @@ def test_a_function_with_a_rule_of_its_own_is_kept_and_brought_to_the_opset() ->
             c = Constant <value_float: float = @factor> ()  s = ReduceMax <keepdims = 0, axes = [0]> (X)
             m = Mul (X, c)  Y = Add (m, s) }"""
     model = parse(text, opset=17, ir_version=8, also=', "my.ops" : 1')
-    derived = gradcut.vjp(model, wrt=["x"], of=["y"])
+    try:
+        derived = gradcut.vjp(model, wrt=["x"], of=["y"])
+    finally:
+        REGISTRY._rules.pop(("my.ops", "Swoosh"))
     y, dx = run(derived, {"x": [1, 2], "y_grad": [1, 1]})
     assert (y.tolist(), dx.tolist()) == ([-4, -6], [-20, -20])
+
+
+def test_shape_arithmetic_is_computed_once() -> None:
+    text = """g (float[2,3] x) => (float[3,2] y) { s = Shape (x)  i = Constant <value_ints = [1, 0]> ()
+        t = Gather (s, i)  y = Reshape (x, t) }"""
+    derived = gradcut.vjp(parse(text), wrt=["x"], of=["y"])
+    assert not {"Shape", "Gather"} & {node.op_type for node in derived.graph.node}
+
+
+def test_what_depends_on_a_float_constant_is_left_for_a_second_derivative_by_it() -> None:
+    """y = x c (-c): d/dc of d/dx is -2 c."""
+    text = """g (float[2] x) => (float[2] y) { c = Constant <value = float[2] {3, 5}> ()  n = Neg (c)
+        h = Mul (x, c)  y = Mul (h, n) }"""
+    first = gradcut.vjp(parse(text), wrt=["x"], of=["y"])
+    second = gradcut.vjp(first, wrt=["c"], of=["x_grad"])
+    found = run(second, {"x": [1, 1], "y_grad": [1, 1], "x_grad_grad": [1, 1]})[-1]
+    assert found.tolist() == [-6, -10]

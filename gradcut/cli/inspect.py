@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradcut.cli.console import rows, warn
+from gradcut.cli.console import rows
 
 
 def command(
@@ -22,5 +22,7 @@ def command(
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         for row in table:
             typer.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for warning in found.destroyed:
-        warn(warning)
+    if found.destroyed:
+        typer.echo(f"\n{typer.style('lost by the exporter', bold=True)}")
+    for one in found.destroyed:
+        typer.echo(f"  {one}")

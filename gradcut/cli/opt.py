@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from gradcut.cli.console import PassWatch, PrintAfter, TimePasses, VerifyEach
+
+
+class OptCommand(TyperCommand):
+    """Its help lists the passes; they are imported only then."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from gradcut.passes import PASSES
+
+        super().format_help(ctx, formatter)
+        with formatter.section("Passes"):
+            formatter.write_dl([(one.usage(), one.summary()) for _, one in sorted(PASSES.items())])
 
 
 def command(

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from gradcut.lowering import cost
 from gradcut.lowering.registry import Call, lowering
-from gradcut.ops import Builder
+from gradcut.ops import Builder, static_dims
 
 _SCATTER = 5.0  # per element that ScatterElements adds
 _TABLE = 0.35  # per element of a table of zeros that ScatterElements copies, in one thread
@@ -55,7 +55,9 @@ def _updates(b: Builder, call: Call) -> ir.Value:
     after = shape[axis + 1 :]
     known = all(isinstance(size, int) for size in after)
     rest = after if known else [b.Slice(call[2], b.ints([axis + 1]), b.ints([len(shape)]))]
-    return b.Reshape(call[0], b.dims(*[0] * axis, -1, *rest))
+    count = static_dims(call[1].shape)
+    along = -1 if count is None or not axis else math.prod(count)  # 0 copies a size, and may meet none to copy
+    return b.Reshape(call[0], b.dims(*[0] * axis, along, *rest))
 
 
 def _added(b: Builder, onto: ir.Value, flat: ir.Value, updates: ir.Value, axis: int, rank: int) -> ir.Value:

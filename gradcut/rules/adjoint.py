@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from gradcut.errors import NoGradientError
 from gradcut.ops import Builder, Names, static_dims
+from gradcut.text import join_names
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 #: What a rule yields: the operand, by name or by index, and its cotangent.
@@ -53,7 +54,13 @@ class Adjoint:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
     def index(self, operand: str | int) -> int:
-        return operand if isinstance(operand, int) else self._operands[operand]
+        """Where an operand stands; one without a name of its own goes by its number."""
+        if isinstance(operand, int):
+            return operand
+        if operand not in self._operands and not operand.isdecimal():
+            known = join_names(self._operands) or "known by number only"
+            self.refuse(f"its rule asks for {operand!r}; the operands are {known}")
+        return self._operands[operand] if operand in self._operands else int(operand)
 
     def wants(self, *operands: str | int) -> bool:
         """Whether one of these operands is there and wants a cotangent."""

@@ -13,7 +13,10 @@ from gradcut.rules.registry import rule
 
 @rule("Conv", "X W B", weights="W B")
 def conv(op: Adjoint) -> Cotangents:
-    """dX, dW as adjoint ops (their lowering is chosen by shape), dB = sum of dY over all but channels."""
+    """dX, dW as adjoint ops (their lowering is chosen by shape), dB = sum of dY over all but channels.
+
+    Not covered: auto_pad SAME with a stride over a dimension known only at run time, or with a kernel of unknown shape.
+    """
     b, X, W, dY = op.b, op["X"], op["W"], op.dY
     if op.wants("B"):
         axes = [0, *range(2, op.rank("X"))]
@@ -43,7 +46,11 @@ def _adjoint(op: Adjoint, kind: str, dY: ir.Value, other: ir.Value, target: ir.V
 
 @rule("ConvTranspose", "X W B", weights="W B")
 def conv_transpose(op: Adjoint) -> Cotangents:
-    """Its adjoint is the convolution: dX = Conv(dY, W), dW is Conv's with X for the cotangent."""
+    """Its adjoint is the convolution: dX = Conv(dY, W), dW is Conv's with X for the cotangent.
+
+    Not covered: output_shape over a dimension known only at run time, or beyond the windows' reach; auto_pad SAME with
+    a kernel of unknown shape.
+    """
     b, X, W, dY = op.b, op["X"], op["W"], op.dY
     if op.wants("B"):
         axes = [0, *range(2, op.rank("X"))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import onnx_ir as ir
 
 from gradcut.ops import Dim
@@ -13,33 +15,55 @@ from gradcut.rules.registry import rule
 def einsum(op: Adjoint) -> Cotangents:
     """The cotangent of an operand is the einsum of dY and the other operands into the operand's own indices.
 
-    An index that only this operand has was summed over: the cotangent is repeated along it.
+    An index that only this operand has was summed over: the cotangent is repeated along it. Of a diagonal (``ii``),
+    the second i becomes an index of its own, tied to the first by an identity matrix.
     """
     b, (terms, result) = op.b, _parse(op)
     for index in sorted(op.wanted):
-        mine, operand = terms[index], op[index]
+        operand = op[index]
         operands = [(result, op.dY), *((term, op[at]) for at, term in enumerate(terms) if at != index)]
-        if any(not any(letter in term for term, _ in operands) for letter in mine):
-            operands.append((mine, b.op("Expand", b.scalar_like(1.0, op.dY), b.shape_of(operand), shape=operand.shape)))
-        equation = f"{','.join(term for term, _ in operands)}->{mine}"
+        mine, ties = _untied(terms[index], "".join([*terms, result]))
+        for tie in ties:
+            size = b.dim(operand, mine.index(tie[1]))
+            square = b.zeros(b.Concat(size, size, axis=0), op.dY.dtype or ir.DataType.FLOAT)
+            operands.append((tie, b.op("EyeLike", square, dtype=op.dY.dtype)))
+        read = "".join(letter for letter in mine if any(letter in term for term, _ in operands))
+        equation = f"{','.join(term for term, _ in operands)}->{read}"
         product = b.op("Einsum", *(value for _, value in operands), equation=equation)
-        product.shape = _shape(operands, mine)
+        product.shape = _shape(operands, read)
+        if read != mine:
+            repeated = [axis for axis, letter in enumerate(mine) if letter not in read]
+            product = b.op("Expand", b.Unsqueeze(product, b.ints(repeated)), b.shape_of(operand), shape=operand.shape)
         yield index, b.sum_to(product, operand)
 
 
 def _parse(op: Adjoint) -> tuple[list[str], str]:
-    """The indices of each operand and of the result, explicit; refuses diagonals and ellipses."""
+    """The indices of each operand and of the result, explicit: an ellipsis becomes letters that nothing else uses."""
     equation = op.attr("equation").replace(" ", "")
-    if "." in equation:
-        op.refuse(f"an ellipsis in {equation!r} has no rule; write the indices out")
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
+    hidden = [op.rank(at) - len(term) + 3 if "..." in term else 0 for at, term in enumerate(terms)]
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    dots = "".join(free[: max(hidden)])
     if not arrow:
-        letters = left.replace(",", "")
-        result = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
-    if any(len(set(term)) < len(term) for term in terms):
-        op.refuse(f"a diagonal in {equation!r} has no rule")
-    return terms, result
+        letters = left.replace(",", "").replace(".", "")
+        result = "".join(
+            ["..." if "..." in left else "", *sorted(one for one in set(letters) if letters.count(one) == 1)]
+        )
+    spelled = [term.replace("...", dots[len(dots) - count :]) for term, count in zip(terms, hidden, strict=True)]
+    return spelled, result.replace("...", dots)
+
+
+def _untied(term: str, taken: str) -> tuple[str, list[str]]:
+    """The term with no letter twice, and the pairs of letters that must be equal for that."""
+    free = (letter for letter in string.ascii_letters if letter not in taken)
+    mine, ties = "", []
+    for letter in term:
+        fresh = next(free) if letter in mine else letter
+        if fresh != letter:
+            ties.append(letter + fresh)
+        mine += fresh
+    return mine, ties
 
 
 def _shape(operands: list[tuple[str, ir.Value]], letters: str) -> ir.Shape | None:

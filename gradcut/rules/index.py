@@ -44,7 +44,10 @@ def gather_nd(op: Adjoint) -> Cotangents:
 
 @rule("ScatterElements", "data updates")
 def scatter_elements(op: Adjoint) -> Cotangents:
-    """Reductions none and add: data keeps its cotangent (none: but where it was overwritten), updates read theirs."""
+    """Reductions none and add: data keeps its cotangent (none: but where it was overwritten), updates read theirs.
+
+    Not covered: reductions mul, max and min.
+    """
     b, axis, reduction = op.b, op.attr("axis", 0), op.attr("reduction", "none")
     _only_none_or_add(op, reduction)
     if op.wants("data"):
@@ -62,7 +65,10 @@ def scatter_elements(op: Adjoint) -> Cotangents:
 
 @rule("ScatterND", "data updates")
 def scatter_nd(op: Adjoint) -> Cotangents:
-    """As ScatterElements, slice by slice."""
+    """As ScatterElements, slice by slice.
+
+    Not covered: reductions mul, max and min.
+    """
     b, reduction = op.b, op.attr("reduction", "none")
     _only_none_or_add(op, reduction)
     if op.wants("data"):

@@ -72,5 +72,6 @@ def _factors(op: Adjoint, data: str, target: str, by_class: str) -> tuple[ir.Val
     if reduction == "none":
         return safe, weight * b.Unsqueeze(dloss, b.ints([1]))
     if reduction == "mean":
-        dloss = dloss / b.ReduceSum(weight, keepdims=0)
+        total = b.ReduceSum(weight, keepdims=0)
+        dloss = dloss / b.Where(b.Equal(total, 0.0), b.scalar_like(1.0, total), total)  # no label counts: no gradient
     return safe, weight * dloss

@@ -17,7 +17,10 @@ from gradcut.rules.registry import rule
 
 @rule("MaxPool", "X")
 def max_pool(op: Adjoint) -> Cotangents:
-    """Each cotangent goes to the first maximum of its window (torch's convention), by the forward's Indices."""
+    """Each cotangent goes to the first maximum of its window (torch's convention), by the forward's Indices.
+
+    Not covered: storage_order 1.
+    """
     if op.attr("storage_order", 0):
         op.refuse("storage_order=1 has no rule")
     b, X = op.b, op["X"]
@@ -40,7 +43,10 @@ def max_unpool(op: Adjoint) -> Cotangents:
 
 @rule("AveragePool", "X")
 def average_pool(op: Adjoint) -> Cotangents:
-    """The cotangent over the window's count, spread over the window."""
+    """The cotangent over the window's count, spread over the window.
+
+    Not covered: auto_pad SAME with a stride over a dimension known only at run time.
+    """
     b, X = op.b, op["X"]
     window = window_attributes(op)
     uncounted = any(window["pads"]) and not op.attr("count_include_pad", 0)
@@ -105,9 +111,10 @@ def global_average_pool(op: Adjoint) -> Cotangents:
 def global_max_pool(op: Adjoint) -> Cotangents:
     """The first maximum of each channel gets the cotangent."""
     b, X = op.b, op["X"]
-    flat = b.Reshape(X, b.ints([0, 0, -1]))
+    sizes = None if X.shape is None else static_dims(ir.Shape(list(X.shape)[2:]))
+    flat = b.Reshape(X, b.ints([0, 0, -1 if sizes is None else math.prod(sizes)]))
     first = b.ArgMax(flat, axis=2, keepdims=1)
-    cotangent = b.Reshape(op.dY, b.ints([0, 0, -1]))
+    cotangent = b.Reshape(op.dY, b.ints([0, 0, 1]))
     zeros = b.zeros(b.Shape(flat), X.dtype or ir.DataType.FLOAT)
     placed = b.ScatterElements(zeros, first, cotangent, axis=2)
     yield "X", b.op("Reshape", placed, b.shape_of(X), shape=X.shape)

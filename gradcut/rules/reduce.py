@@ -76,6 +76,8 @@ def reduce_prod(op: Adjoint) -> Cotangents:
     """dX = dY times the product of the other elements, taken as such, so that zeros are right at every order.
 
     The reduced axes are moved to the end and made one of n elements; the products of n - 1 cost n^2.
+
+    Not covered: axes that are computed at run time.
     """
     rank, axes = op.rank("data"), _axes(op)
     if axes is None:

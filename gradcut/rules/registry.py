@@ -8,6 +8,7 @@ engine, the checker, and the table in the README.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,12 @@ class Rule:
     broadcasts: bool = False
     vjp: VJP | None = None
     zero: bool = False
+
+    @property
+    def limits(self) -> str:
+        """What the rule refuses: what its docstring says behind ``Not covered:``, on one line."""
+        _, _, said = (inspect.getdoc(self.vjp) or "").partition("Not covered:")
+        return " ".join(said.partition("\n\n")[0].split()).rstrip(".")
 
 
 class Registry:

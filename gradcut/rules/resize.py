@@ -15,6 +15,8 @@ def resize(op: Adjoint) -> Cotangents:
     """Each axis is resized by a matrix of its own, whatever the mode: dX = dY times its transpose, axis by axis.
 
     The matrix is the identity resized in the same way, so coordinates, ties and antialiasing are the forward's own.
+
+    Not covered: tf_crop_and_resize; keep_aspect_ratio_policy other than stretch.
     """
     b = op.b
     _check(op)

@@ -179,7 +179,7 @@ def tile(op: Adjoint) -> Cotangents:
     b, X, repeats = op.b, op["input"], op["repeats"]
     row = b.ints([1, -1])
     pairs = b.Concat(b.Reshape(repeats, row), b.Reshape(b.shape_of(X), row), axis=0)
-    split = b.Reshape(op.dY, b.Reshape(b.Transpose(pairs, perm=[1, 0]), b.ints([-1])))
+    split = b.op("Reshape", op.dY, b.Reshape(b.Transpose(pairs, perm=[1, 0]), b.ints([-1])), allowzero=1)
     count = b.Size(repeats) * 2
     kind = ir.DataType.INT64
     axes = b.Range(b.constant(0, kind), count, b.constant(2, kind), dtype=kind)

@@ -407,6 +407,9 @@ def test_constants_of_a_loss_graph_never_train() -> None:
 TWO_RESULTS = text(
     "l (float[n, 4] logits) => (float a, float b) { a = ReduceMean <keepdims = 0> (logits) b = Neg (a) }"
 )
+WITH_ROWS = text(
+    "l (float[n, 4] logits) => (float[n, 4] rows, float a) { rows = Abs (logits) a = ReduceMean <keepdims = 0> (rows) }"
+)
 NO_SCALAR = text("l (float[n, 4] logits) => (float[n, 4] value) { value = Abs (logits) }")
 INTEGER = text("l (float[n, 4] logits) => (int64 value) { value = Size (logits) }")
 
@@ -414,9 +417,15 @@ INTEGER = text("l (float[n, 4] logits) => (int64 value) { value = Size (logits) 
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (TWO_RESULTS, "the loss graph: a loss graph has exactly one output, not 2"),
-        (NO_SCALAR, "the loss graph: its output 'value' (FLOAT, [n,4]) is not a scalar float"),
-        (INTEGER, "the loss graph: its output 'value' (INT64, []) is not a scalar float"),
+        (
+            TWO_RESULTS,
+            "the loss graph: one of its outputs must be a scalar float, and of 'a' (FLOAT, []), 'b' (FLOAT, []) 2 are",
+        ),
+        (
+            NO_SCALAR,
+            "the loss graph: one of its outputs must be a scalar float, and of 'value' (FLOAT, [n,4]) 0 are",
+        ),
+        (INTEGER, "the loss graph: one of its outputs must be a scalar float, and of 'value' (INT64, []) 0 are"),
         (
             l1("a", "b"),
             "no input of the loss graph (a, b) has the name of an output of the model (logits); "
@@ -428,6 +437,12 @@ def test_what_a_loss_graph_must_be(graph: onnx.ModelProto, message: str) -> None
     with pytest.raises(LossError) as error:
         compiled("n, 4", graph)
     assert str(error.value) == message
+
+
+def test_the_one_scalar_of_several_outputs_is_the_loss() -> None:
+    artifacts = compiled("n, 4", WITH_ROWS)
+    assert artifacts.manifest["graphs"]["training_model"]["outputs"][0]["role"] == "loss"
+    assert "rows" not in [output.name for output in artifacts.training_model.graph.outputs]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,21 @@ def test_a_resize_of_old_reads_the_places_that_it_read(op: str, opset: int, scal
     np.testing.assert_allclose(dx.ravel(), [column.sum() for column in columns], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scales", [(0.6, 0.6), (0.7, 1.0), (0.5, 0.5), (0.6, 1.7), (2.3, 0.3)])
+def test_a_nearest_resize_of_old_that_shrinks(scales: tuple[float, float]) -> None:
+    """Shrinking, it reads the next place above; growing, the one below; one of both kinds is split."""
+    node = helper.make_node("Resize", ["x", "s"], ["y"], mode="nearest")
+    model = one(node, [1, 1, 5, 6], {"s": [1, 1, *scales]}, 10)
+    x = np.arange(30, dtype=np.float32).reshape(1, 1, 5, 6)
+    expected = ran(model, {"x": x})[0]
+    seed = np.random.default_rng(0).normal(size=expected.shape).astype(np.float32)
+    y, dx = ran(gradcut.vjp(model, wrt=["x"], of=["y"]), {"x": x, "y_grad": seed})
+    np.testing.assert_array_equal(y, expected)
+    sums = np.zeros(30)
+    np.add.at(sums, expected.astype(int).ravel(), seed.ravel())
+    np.testing.assert_allclose(dx.ravel(), sums, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_group_norm_with_a_scale_for_each_group(groups: int) -> None:
     scale = np.arange(1, groups + 1, dtype=np.float32)

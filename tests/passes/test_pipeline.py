@@ -173,3 +173,12 @@ def test_a_value_that_nothing_makes() -> None:
     model.graph[0].replace_input_with(0, ir.Value(name="ghost"))
     with pytest.raises(VerifyError, match=r"after it the model is invalid: .*ghost"):
         verify(model, "it")
+
+
+@pytest.mark.parametrize("end", ["emit", "emit,emit"])
+@pytest.mark.parametrize(("wrt", "after"), [("x", []), ("h", []), ("w", ["w"])])
+def test_emit_takes_whatever_was_asked_for_and_once_is_enough(wrt: str, after: list[str], end: str) -> None:
+    pipeline = f"import,propagate{{of=y wrt={wrt}}},differentiate,simplify,lower,{end}"
+    result = Pipeline.parse(pipeline).run(ir.from_proto(parse(LINEAR)), verify_each=True)
+    assert [value.name for value in result.graph.inputs] == ["x", "y_grad", *after]
+    assert [value.name for value in result.graph.outputs] == ["y", f"{wrt}_grad"]

@@ -1,4 +1,4 @@
-"""What torch stopped and its exporter wrote into metadata alone: ``Embedding(padding_idx=k)`` (for detach: test_detach)."""
+"""What torch stopped and its exporter wrote into metadata alone: ``Embedding(padding_idx=k)``; detach: test_detach."""
 
 from __future__ import annotations
 

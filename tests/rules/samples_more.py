@@ -62,7 +62,8 @@ def _normalizations() -> Iterator[Sample]:
 
 def _einsum() -> Iterator[Sample]:
     def one(name: str, equation: str, *shapes: tuple[int, ...]) -> Sample:
-        return sample("Einsum", name, *(normal(*shape) for shape in shapes), equation=equation)
+        operands = (normal(*shape) for shape in shapes)
+        return sample("Einsum", name, *operands, equation=equation, needs_rank="..." in equation)
 
     yield one("matmul", "ij,jk->ik", (2, 3), (3, 4))
     yield one("batches", "bhid,bhjd->bhij", (2, 2, 3, 2), (2, 2, 4, 2))
@@ -72,6 +73,14 @@ def _einsum() -> Iterator[Sample]:
     yield one("inner", "i,i->", (4,), (4,))
     yield one("summed_alone", "ij,k->i", (2, 3), (4,))
     yield one("three", "ij,jk,kl->il", (2, 3), (3, 2), (2, 4))
+    yield one("dots", "...ij,jk->...ik", (2, 2, 2, 3), (3, 4))
+    yield one("dots_broadcast", "...ij,...jk->...ik", (2, 1, 2, 3), (1, 4, 3, 2))
+    yield one("dots_summed", "ij...->j...", (2, 3, 2))
+    yield one("dots_implicit", "...i,i", (2, 3), (3,))
+    yield one("diagonal", "ii->i", (3, 3))
+    yield one("diagonals", "bii,ij->bj", (2, 3, 3), (3, 2))
+    yield one("trace", "bii->b", (2, 3, 3))
+    yield one("thrice", "iii->i", (3, 3, 3))
 
 
 def _resize() -> Iterator[Sample]:

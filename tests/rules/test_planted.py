@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from gradcut.errors import GradientCheckError
+from gradcut.errors import GradientCheckError, NoGradientError
 from gradcut.passes.differentiate import Reverse
 from gradcut.rules import REGISTRY, Adjoint, Cotangents
 from gradcut.runtime.check import CheckReport, check_gradients, require
@@ -106,8 +106,6 @@ PLANTED = [
     ("Sqrt", "Sqrt-matrix", {"vjp": missing_factor}),
     ("Exp", "Exp-matrix", {"vjp": one_per_cent_off}),
     ("Mul", "Mul-same", {"vjp": swapped_operands}),
-    ("Mul", "Mul-row", {"broadcasts": False}),
-    ("Mul", "Mul-scalar", {"broadcasts": False}),
     ("Softmax", "Softmax-last", {"vjp": wrong_axis}),
     ("CumSum", "CumSum-first", {"vjp": wrong_end}),
     ("Relu", "Relu-matrix", {"vjp": not_masked}),
@@ -124,6 +122,22 @@ def test_wrong_rule_is_caught(op: str, sample: str, changes: dict[str, Any]) -> 
     with planted(op, **changes), pytest.raises(GradientCheckError, match="gradients are wrong"):
         require(report(sample))
     require(report(sample))
+
+
+@pytest.mark.parametrize("sample", ["Mul-row", "Mul-scalar"])
+def test_a_forgotten_broadcast_is_refused_before_it_is_run(sample: str) -> None:
+    with planted("Mul", broadcasts=False), pytest.raises(NoGradientError, match=r"op\.b\.sum_to undoes broadcasting"):
+        report(sample)
+
+
+def test_a_forgotten_broadcast_is_caught_where_no_shape_is_known() -> None:
+    model = """<ir_version: 10, opset_import: ["" : 21]> g (float[n,3] x, float[m,3] w) => (float[n,3] y) {
+        y = Mul (x, w) }"""
+    proto = ir.to_proto(ir.from_onnx_text(model))
+    check = lambda: require(check_gradients(proto, sizes={"n": 2, "m": 1}))
+    check()
+    with planted("Mul", broadcasts=False), pytest.raises(GradientCheckError, match="gradients are wrong"):
+        check()
 
 
 @pytest.mark.parametrize(("op", "rule"), [("MatMul", transposed), ("Transpose", not_inverted)])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.helper
 import pytest
 
 import gradcut
 from gradcut.errors import NoGradientError
+from gradcut.rules import REGISTRY
 from tests.rules.sample import Sample, build, ints, normal, positive, sample
 
 IMAGE = normal(1, 2, 5, 5)
@@ -55,12 +58,6 @@ REFUSED: list[tuple[Sample, str, str]] = [
         "keep_aspect_ratio_policy other than 'stretch' has no rule",
     ),
     (
-        sample("Einsum", "ellipsis", normal(2, 3), equation="...i->..."),
-        "static",
-        "an ellipsis in '...i->...' has no rule; write the indices out",
-    ),
-    (sample("Einsum", "diagonal", normal(3, 3), equation="ii->i"), "static", "a diagonal in 'ii->i' has no rule"),
-    (
         sample("ReduceProd", "axes", positive(2, 3), ints(1), runtime="axes"),
         "static",
         "its axes are known only at run time",
@@ -74,3 +71,29 @@ def test_configuration_is_refused(sample: Sample, form: str, reason: str) -> Non
     with pytest.raises(NoGradientError) as caught:
         gradcut.vjp(built.model, [sample.wanted[0]], list(built.of))
     assert str(caught.value) == f"node 'node' ({sample.op}, opset 21) has no gradient here: {reason}"
+
+
+def test_what_is_refused_is_said_in_the_rules_docstring_for_the_readme() -> None:
+    said = {rule.op_type for rule in REGISTRY if rule.limits}
+    assert said == {row[0].op for row in REFUSED}
+
+
+@pytest.mark.parametrize(("outputs", "place"), [("h", "h"), (", h", "h"), ("'my h'", "'my h'")])
+def test_an_operator_without_a_rule_says_where_to_stop(outputs: str, place: str) -> None:
+    """By the first output that the file does not leave out, as the command line takes it."""
+    node = onnx.helper.make_node("Own", ["x"], [name.strip(" '") for name in outputs.split(",")], "n", domain="own")
+    name = node.output[-1]
+    graph = onnx.helper.make_graph(
+        [node, onnx.helper.make_node("Neg", [name], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])],
+        value_info=[onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("own", 1)]
+    with pytest.raises(NoGradientError) as caught:
+        gradcut.vjp(onnx.helper.make_model(graph, opset_imports=opsets), ["x"], ["y"])
+    assert str(caught.value) == (
+        "node 'n' (own.Own, opset 1) has no gradient here: there is no derivative rule for this operator. Freeze what "
+        f"lies before it, stop there with --stop-at {place} (stop_at), or give it a rule with gradcut.register_rule."
+    )

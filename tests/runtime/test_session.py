@@ -593,6 +593,7 @@ def test_labels_that_are_all_ignored_are_not_finite_as_in_torch() -> None:
     assert np.isnan(torch.nn.functional.cross_entropy(torch.zeros(6, 3), torch.full((6,), -100)).item())
     with pytest.raises(NotFiniteError, match="every label is -100, the ignore_index"):
         running.step(given)
+    assert not any(gradient.any() for gradient in running.gradients(given).values())  # as torch's
     with pytest.raises(NotFiniteError, match="the feed 'x' is empty"):
         running.step({name: array[:0] for name, array in feeds().items()})
     assert state(running) == before
