@@ -1,7 +1,8 @@
 """`import`: bring a model into the form that every later pass expects.
 
 1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
-2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number.
+2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number. Operators that ONNX defines by others, and
+   that have no rule here, become those.
 3. Initializers that are also graph inputs are initializers only.
 4. Unnamed nodes get a name.
 5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
@@ -15,11 +16,13 @@ What contradicts itself is refused on the way, see `gradcut.passes.consistency`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx
 import onnx.checker
+import onnx.defs
 import onnx.helper
 import onnx.inliner
 import onnx.shape_inference
@@ -40,6 +43,9 @@ from gradcut.passes.torch_marks import mark_as_torch
 from gradcut.rules import REGISTRY
 from gradcut.text import nearest
 
+#: Operators without a rule here that ONNX defines by a function of others.
+BY_BODY = frozenset({"Attention", "CenterCropPad", "MeanVarianceNormalization", "RotaryEmbedding", "Shrink", "SwiGLU"})
+
 
 @register
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Import(Pass):
         inline(model)
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
+        _take_apart(model)
         _unshadow(model.graph)
         name_nodes(model)
         mark_as_torch(model)
@@ -122,6 +129,26 @@ def inline(model: ir.Model) -> None:
             function.opset_imports[DOMAIN] = 1
     ids = [(key[0], key[1]) for key in kept]
     through(model, lambda proto: onnx.inliner.inline_selected_functions(proto, ids, exclude=True))
+
+
+def _take_apart(model: ir.Model) -> None:
+    """Operators without a rule that ONNX itself defines by others become those."""
+    mine = [op_type for op_type in BY_BODY if not REGISTRY.knows("", op_type)]
+    calls = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type in mine]
+    for node in calls:
+        _say_defaults(node, model.opset_imports[""])
+    ids = [("", op_type) for op_type in sorted({node.op_type for node in calls})]
+    if ids:
+        inlined = functools.partial(onnx.inliner.inline_selected_functions, inline_schema_functions=True)
+        with contextlib.suppress(ImportModelError):  # of a call that leaves an operand out, onnx cannot tell the type
+            through(model, lambda proto: inlined(onnx.shape_inference.infer_shapes(proto), ids))
+
+
+def _say_defaults(node: ir.Node, opset: int) -> None:
+    """Onnx's inliner hands on only those attributes that a call has."""
+    for name, attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
+        if name not in node.attributes and attribute.default_value.type:
+            node.attributes.add(ir.serde.deserialize_attribute(attribute.default_value))
 
 
 # --- graph ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from gradcut.passes.importer import BY_BODY
 from gradcut.rules import REGISTRY, Rule
 from gradcut.rules.registry import names_of
 
@@ -22,7 +23,9 @@ def operators() -> str:
         f"A derivative, at opsets 21 to 26 and imported from 7 to 20 ({len(derived)}):",
         ", ".join(derived) + ".",
         "",
-        "Of these, a gradient is refused through:",
+        f"Taken apart into these on import: {', '.join(sorted(BY_BODY))}.",
+        "",
+        "A gradient is refused through:",
         "",
         *(f"- {', '.join(names)}: {limits}" for limits, names in limited(rules).items()),
         "",

@@ -8,8 +8,11 @@ import onnx_ir as ir
 import pytest
 
 import gradcut
+from gradcut.errors import NoGradientError
 from gradcut.passes import Import, verify
-from tests.written import lines, parse, run, session
+from gradcut.rules import REGISTRY
+from gradcut.runtime.check import check_gradients, require
+from tests.written import gradients, lines, parse, run, session
 
 SEEDED = np.random.default_rng(0)
 
@@ -204,3 +207,57 @@ def test_importing_twice_is_importing_once() -> None:
     Import()(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
     onnx.checker.check_model(onnx.ModelProto.FromString(before))
+
+
+# --- operators that ONNX defines by others -------------------------------------------------------------------
+
+QKV = "float[1,2,3,4] q, float[1,2,5,4] k, float[1,2,5,4] v"
+BODIES = {
+    "Attention": (f"g ({QKV}) => (float[1,2,3,4] y) {{ y = Attention <scale = 0.3> (q, k, v) }}", 23),
+    "Attention, causal": (f"g ({QKV}) => (float[1,2,3,4] y) {{ y = Attention <is_causal = 1> (q, k, v) }}", 24),
+    "Attention, masked": (
+        f"g ({QKV}, float[3,5] m) => (float[1,2,3,4] y) {{ y = Attention <softcap = 2.0> (q, k, v, m) }}",
+        23,
+    ),
+    "RotaryEmbedding": (
+        "g (float[1,2,3,4] x, float[1,3,2] c, float[1,3,2] s) => (float[1,2,3,4] y) { y = RotaryEmbedding (x, c, s) }",
+        23,
+    ),
+    "MeanVarianceNormalization": (
+        "g (float[2,3,4,2] x) => (float[2,3,4,2] y) { y = MeanVarianceNormalization (x) }",
+        13,
+    ),
+    "Shrink": ("g (float[4,3] x) => (float[4,3] y) { y = Shrink <lambd = 0.4> (x) }", 9),
+    "CenterCropPad": (
+        "g (float[5,3] x) => (float[3,4] y) <int64[2] s = {3, 4}> { y = CenterCropPad (x, s) }",
+        18,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_an_operator_that_others_define_becomes_those(name: str) -> None:
+    text, opset = BODIES[name]
+    model = parse(text, opset=opset)
+    require(check_gradients(model))
+    inner = {node.op_type for node in imported(text, opset=opset).graph}
+    assert name.split(",")[0] not in inner and "Constant" in inner
+
+
+def test_a_rule_of_the_users_for_such_an_operator_comes_first() -> None:
+    @gradcut.register_rule("Shrink")
+    def shrink(op: gradcut.rules.Adjoint) -> gradcut.rules.Cotangents:
+        yield "input", op.dY * 7.0
+
+    try:
+        model = parse("g (float[2] x) => (float[2] y) { y = Shrink (x) }")
+        assert gradients(model, {"x": [1, 2]}, ["x"], ["y"])[0].tolist() == [7, 7]
+    finally:
+        REGISTRY._rules.pop(("", "Shrink"))
+
+
+def test_what_onnx_cannot_take_apart_is_refused_by_its_own_name() -> None:
+    """Onnx's inliner asks for the type of the operand that is left out."""
+    text = f"g ({QKV}, float[1,2,5,4] p) => (float[1,2,3,4] y, o1, o2) {{ y, o1, o2 = Attention (q, k, v, , p, p) }}"
+    with pytest.raises(NoGradientError, match=r"Attention, opset 23\) has no gradient here"):
+        gradcut.vjp(parse(text, opset=23), ["q"], ["y"])
