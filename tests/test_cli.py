@@ -181,10 +181,10 @@ def test_compile_warns_of_what_the_exporter_destroyed(tmp_path: Path) -> None:
 
 
 def test_a_refused_full_training_is_said_in_a_line(tmp_path: Path) -> None:
-    source = SMALL.replace("h = Relu (a)", "h = MeanVarianceNormalization<axes=[1]> (a)")
+    source = SMALL.replace("h = Relu (a)", "h = LRN<size=1> (a)")
     onnx.save(text(source), tmp_path / "m.onnx")
     said = good("compile", tmp_path / "m.onnx", "--loss", "mse", "--train", "w2", "-o", tmp_path / "d")
-    why = "node 'MeanVarianceNormalization_h' (MeanVarianceNormalization, opset 21) has no gradient here: "
+    why = "node 'LRN_h' (LRN, opset 21) has no gradient here: "
     assert f"            full training is refused: {why}" in said.out
 
 
