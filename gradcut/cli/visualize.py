@@ -11,7 +11,7 @@ import typer
 def command(
     source: Annotated[Path, typer.Argument(metavar="DIR|MODEL", help="Artifacts, or a model that is not compiled.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="A .svg or .png file.")],
-    limit: Annotated[int, typer.Option(help="Beyond so many boxes, module scopes are collapsed.")] = 300,
+    limit: Annotated[int, typer.Option(min=1, help="Beyond so many boxes, module scopes are collapsed.")] = 24,
 ) -> None:
     """Draw forward, backward, the cut and what was pruned."""
     from gradcut.artifacts import TrainingArtifacts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -50,7 +51,11 @@ class Adjoint:
 
 @dataclass(frozen=True)
 class Node:
-    """A forward node. `kind` is ``op``, ``mark``, ``loss``, ``input``, ``output`` or ``group`` (several nodes)."""
+    """A forward node. `kind` is ``op``, ``mark``, ``loss``, ``input``, ``output`` or ``group`` (several nodes).
+
+    Attributes:
+        cuts: of a group, how many values are cut between its own nodes, by reason.
+    """
 
     id: str
     kind: str
@@ -60,6 +65,7 @@ class Node:
     parameters: tuple[ParameterUse, ...] = ()
     adjoints: tuple[Adjoint, ...] = ()
     size: int = 1
+    cuts: tuple[tuple[str, int], ...] = ()
 
     @property
     def has_backward(self) -> bool:
@@ -86,6 +92,11 @@ class Edge:
     backward: str = ""
     reason: str = ""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a gradient ends here that a parameter could have had: not at data."""
+        return self.backward == CUT and self.reason != "data"
+
 
 @dataclass(frozen=True)
 class CutGraph:
@@ -111,10 +122,12 @@ def describe(artifacts: TrainingArtifacts, title: str = "") -> CutGraph:
     tags = _tags(artifacts.training_model.graph, question.model.graph)
     describer = _Describer(question, tags, EMITTED)
     nodes, edges = describer.nodes(), describer.edges()
-    loss = artifacts.manifest["loss"]
+    manifest = artifacts.manifest
+    loss = manifest["loss"]
     if loss is not None and loss["kind"] != "output":
         kind = "loss graph" if loss["kind"] == "graph" else loss["kind"]
-        nodes, edges = describer.with_loss(nodes, edges, kind, loss["inputs"])
+        blocked = {one["value"]: one["reason"] for one in manifest["cut"] if one["node"] not in describer.names}
+        nodes, edges = describer.with_loss(nodes, edges, kind, loss["inputs"], blocked)
     count = estimate(artifacts.training_model.graph).backward_nodes
     return CutGraph(title, tuple(nodes), tuple(edges), True, describer.hidden, count, question.status)
 
@@ -166,6 +179,7 @@ class _Describer:
         self.in_full = {(f.node, f.index) for f in question.flows.flows if question.carried_in_full(f)}
         drawn = _on_data_path(question)
         self.drawn = [node for node in self.graph if node in drawn]
+        self.names = {node.name for node in self.graph}
         self.hidden = sum(node.op_type != "Constant" for node in self.graph) - len(self.drawn)
 
     def nodes(self) -> list[Node]:
@@ -180,33 +194,49 @@ class _Describer:
         for value in self.graph.outputs:
             source = self._source(value, drawn)
             if source is not None:
-                backward = self.live if value in self.question.of and value in self.question.active else ""
-                edges.append(Edge(source, f"output:{value.name}", value.name or "", "", backward))
+                edges.append(Edge(source, f"output:{value.name}", value.name or "", "", *self._seeded(value)))
         return edges
 
     def with_loss(
-        self, nodes: list[Node], edges: list[Edge], kind: str, inputs: list[str]
+        self, nodes: list[Node], edges: list[Edge], kind: str, inputs: list[str], blocked: Mapping[str, str]
     ) -> tuple[list[Node], list[Edge]]:
-        """The loss as one more node behind what it reads; what serves no node of the model's serves it."""
-        ops = self.tags.get((LOSS, ""), ())
-        reads = [value.name or "" for value in self.question.of]
-        adjoints = tuple(
-            Adjoint("scores", value.name or "", self.live, ops=ops if i == 0 else ())
-            for i, value in enumerate(self.question.of)
-            if value in self.question.active
-        )
-        loss = Node(LOSS, "loss", kind, adjoints=adjoints)
+        """The loss as one more node behind what it reads; what serves no node of the model's serves it.
+
+        `blocked` says of values why the loss hands them no cotangent.
+        """
+        loss = Node(LOSS, "loss", kind, adjoints=tuple(self._adjoints_of_loss(blocked)))
+        reads = {value.name for value in self.question.of}
         kept = [edge for edge in edges if not (edge.target.startswith("output:") and edge.value in reads)]
-        moved = [replace(edge, target=LOSS) for edge in edges if edge not in kept]
-        found = {edge.value for edge in moved}
-        for value in self.question.of:  # an inner value that is no output of the model
-            source = self._source(value, set(self.drawn))
-            if value.name not in found and source is not None:
-                moved.append(Edge(source, LOSS, value.name or "", "", self.live))
+        drawn = set(self.drawn)
+        sources = {value: self._source(value, drawn) for value in self.question.of}
+        moved = [
+            Edge(source, LOSS, value.name or "", "", *self._seeded(value, blocked))
+            for value, source in sources.items()
+            if source is not None
+        ]
         labels = [Node(f"input:{name}", "input", name) for name in inputs]
         ends = {edge.target for edge in kept}
         nodes = [node for node in nodes if node.kind != "output" or node.id in ends]
         return [*nodes, *labels, loss], [*kept, *moved, *(Edge(n.id, LOSS, n.op, "labels") for n in labels)]
+
+    def _adjoints_of_loss(self, blocked: Mapping[str, str]) -> Iterator[Adjoint]:
+        ops = self.tags.get((LOSS, ""), ())
+        for value in self.question.of:
+            status, reason = self._seeded(value, blocked)
+            if status:
+                yield Adjoint("scores", value.name or "", status, reason, ops if status == self.live else ())
+                ops = () if status == self.live else ops
+
+    def _seeded(self, value: ir.Value, blocked: Mapping[str, str] = MappingProxyType({})) -> tuple[str, str]:
+        """What an output gets from the objective; a mark hands none of it on."""
+        if value not in self.question.of:
+            return "", ""
+        if value in self.question.active:
+            return self.live, ""
+        producer = value.producer()
+        reason = mark_reason(producer) if producer is not None and is_mark(producer) else ""
+        reason = blocked.get(value.name or "", reason)
+        return (CUT, reason) if reason else ("", "")
 
     # --- one node --------------------------------------------------------------------------------------------
 

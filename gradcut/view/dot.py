@@ -6,21 +6,32 @@ with a heavy border, a cut is an octagon, and what was pruned is dashed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from gradcut.view.describe import CUT, EMITTED, PLANNED, PRUNED, Adjoint, CutGraph, Edge, Node
+from gradcut.text import counted
+from gradcut.view.describe import EMITTED, PLANNED, PRUNED, Adjoint, CutGraph, Edge, Node
 
 FORWARD, BACKWARD, STOP, GONE = "#2b6cb0", "#c05621", "#c53030", "#a0aec0"
-_FILL = {"op": "#ebf4fb", "group": "#dbeafe", "loss": "#d9f0e3", "mark": "#fed7d7"}
-_STATUS = {"trained": "#276749", "frozen": "#718096", "not-trained": "#718096", "unreached": STOP, "state": "#6b46c1"}
+_FILL = {"op": "#ebf4fb", "mark": "#ebf4fb", "group": "#dbeafe", "loss": "#d9f0e3"}
+_LIVE = "#feebdd"
+_GREY = "#718096"
+_STATUS = {"trained": "#276749", "frozen": _GREY, "not-trained": _GREY, "unreached": STOP, "state": "#6b46c1"}
+#: Reasons of operands that nobody is surprised by.
+_EXPECTED = ("frozen", "not-trained", "data", "dtype")
 _FONT = "Arial"
-_MARKS = ("mark", "stop-at")
+_TEE = f'tee color="{STOP}" penwidth=1.8'
 
 
 def to_dot(graph: CutGraph) -> str:
     """Deterministic Graphviz text."""
     return "\n".join(["digraph cut {", *_head(graph), *_body(graph), *_legend(graph), "}"]) + "\n"
+
+
+def said(word: str) -> str:
+    """A status or reason as people say it."""
+    return "not trained" if word == "not-trained" else word
 
 
 def _head(graph: CutGraph) -> Iterator[str]:
@@ -31,55 +42,99 @@ def _head(graph: CutGraph) -> Iterator[str]:
 
 
 def _title(graph: CutGraph) -> str:
-    counts: dict[str, int] = {}
-    for status in graph.status.values():
-        counts[status] = counts.get(status, 0) + 1
-    parameters = ", ".join(f"{counts[status]} {status}" for status in _STATUS if status in counts and status != "state")
-    rows = [f"<b>{escape(graph.title)}</b>", f"parameters: {parameters or 'none'}"]
-    rows.append(f"backward: {graph.backward_nodes} nodes emitted" if graph.compiled else "not compiled")
+    counts = Counter(graph.status.values())
+    parameters = ", ".join(f"{counts[one]} {said(one)}" for one in _STATUS if counts[one] and one != "state")
+    rows = [f"parameters: {parameters or 'none'}"]
+    rows.append(f"backward: {counted(graph.backward_nodes, 'node')} emitted" if graph.compiled else "not compiled")
     if graph.hidden:
-        rows.append(f"not drawn: {graph.hidden} nodes that only compute shapes or constants")
-    small = [rows[0], *(f'<font point-size="10">{row}</font>' for row in rows[1:])]
-    lines = "".join(f'<tr><td align="left">{row}</td></tr>' for row in small)
+        only = "that only computes" if graph.hidden == 1 else "that only compute"
+        rows.append(f"not drawn: {counted(graph.hidden, 'node')} {only} shapes or constants")
+    title = [f"<b>{escape(graph.title)}</b>"] if graph.title else []
+    small = [f'<font point-size="10">{row}</font>' for row in rows]
+    lines = "".join(f'<tr><td align="left">{row}</td></tr>' for row in [*title, *small])
     return f'<table border="0" cellspacing="0" cellpadding="2">{lines}</table>'
 
 
 def _body(graph: CutGraph) -> Iterator[str]:
     numbers = {node.id: number for number, node in enumerate(graph.nodes)}
-    beside = set()
+    beside = {node.id: f"b{numbers[node.id]}" for node in graph.nodes if node.has_backward or node.has_pruned}
     for node in graph.nodes:
         number = numbers[node.id]
         yield f"f{number} {_forward(node)};"
-        if node.has_backward or node.has_pruned:
-            beside.add(node.id)
+        if node.id in beside:
             yield f"b{number} {_backward(node)};"
-            yield f"{{rank=same; f{number}; b{number}}}"
-            yield f"f{number} -> b{number} [style=invis weight=0];"
-    for number, edge in enumerate(graph.edges):
-        source, target = numbers[edge.source], numbers[edge.target]
-        yield f'f{source} -> f{target} [color="{FORWARD}" weight=4 tooltip={_quoted(edge.value)}];'
-        to = f"b{source}" if edge.source in beside else ""
-        back = f"b{target}" if edge.target in beside else f"f{target}"
-        if edge.backward == CUT and edge.reason in _MARKS:
-            yield f'f{source} -> {back} [dir=back arrowtail=tee color="{STOP}" penwidth=1.8 weight=2];'
-        elif to and edge.backward:
-            yield from _going_back(edge, f"c{number}", to, back)
+            yield _side_by_side(f"f{number}", f"b{number}", "style=invis weight=0")
+        for place, (reason, count) in enumerate(node.cuts):
+            yield f"i{number}_{place} {_octagon(reason, count)};"
+            yield _side_by_side(beside.get(node.id, f"f{number}"), f"i{number}_{place}", f"arrowhead={_TEE} weight=0")
+    yield from _flow(graph, numbers)
+    yield from _cotangents(graph, numbers, beside)
 
 
-def _going_back(edge: Edge, cut: str, source: str, target: str) -> Iterator[str]:
-    """The cotangent's way, drawn against the value's."""
-    if edge.backward == CUT:
-        yield f"{cut} {_octagon(edge.reason)};"
-        yield f'{source} -> {cut} [dir=none style=dashed color="{GONE}" weight=2];'
-        yield f'{cut} -> {target} [dir=back arrowtail=tee color="{STOP}" penwidth=1.8 weight=2];'
-    elif edge.backward == PRUNED:
-        yield f'{source} -> {target} [dir=back style=dashed color="{GONE}" weight=2];'
-    else:
-        yield f'{source} -> {target} [dir=back color="{BACKWARD}" penwidth=1.8 weight=2];'
+def _side_by_side(left: str, right: str, style: str) -> str:
+    return f"{{rank=same; {left}; {right}}} {left} -> {right} [{style}];"
 
 
-def _octagon(reason: str) -> str:
-    label = _html(f'<font color="white" point-size="10"><b>cut: {escape(reason)}</b></font>')
+def _flow(graph: CutGraph, numbers: Mapping[str, int]) -> Iterator[str]:
+    """What is computed, an arrow from one box to another however many values go there."""
+    values: dict[tuple[str, str], dict[str, None]] = {}
+    for edge in graph.edges:
+        values.setdefault((edge.source, edge.target), {})[edge.value] = None
+    for (source, target), names in values.items():
+        tooltip = _quoted(", ".join(names))
+        yield f'f{numbers[source]} -> f{numbers[target]} [color="{FORWARD}" weight=4 tooltip={tooltip}];'
+
+
+def _cotangents(graph: CutGraph, numbers: Mapping[str, int], beside: Mapping[str, str]) -> Iterator[str]:
+    """The cotangents' way, drawn against the values'. What is cut of a box for one reason shares an octagon."""
+    values = _cut_values(graph.edges)
+    cuts = {key: f"c{number}" for number, key in enumerate(values)}
+    marks = {node.id for node in graph.nodes if node.kind == "mark"}
+    for (source, reason), cut in cuts.items():
+        yield f"{cut} {_octagon(reason, len(values[source, reason]))};"
+        if source in marks:
+            yield _side_by_side(f"f{numbers[source]}", cut, f'dir=none style=dotted color="{STOP}" weight=0')
+        elif source in beside:
+            yield f'{beside[source]} -> {cut} [dir=none style=dashed color="{GONE}" weight=2];'
+        else:
+            yield f'f{numbers[source]} -> {cut} [dir=none style=dotted color="{STOP}"];'
+    back = {**beside, **{source: cut for (source, _), cut in cuts.items() if source in marks}}
+    passed = {edge.target: edge.source for edge in graph.edges if edge.target in marks - set(back)}
+    yield from dict.fromkeys(_stopped(graph.edges, numbers, back, cuts))
+    yield from dict.fromkeys(_going_back(graph.edges, back, passed))
+
+
+def _cut_values(edges: Sequence[Edge]) -> dict[tuple[str, str], set[str]]:
+    """The values that are cut, by the box they come from and the reason."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for edge in edges:
+        if edge.is_cut:
+            found.setdefault((edge.source, edge.reason), set()).add(edge.value)
+    return found
+
+
+def _stopped(
+    edges: Sequence[Edge], numbers: Mapping[str, int], back: Mapping[str, str], cuts: Mapping[tuple[str, str], str]
+) -> Iterator[str]:
+    for edge in edges:
+        if edge.is_cut:
+            target = back.get(edge.target, f"f{numbers[edge.target]}")
+            yield f"{cuts[edge.source, edge.reason]} -> {target} [dir=back arrowtail={_TEE} weight=2];"
+
+
+def _going_back(edges: Sequence[Edge], back: Mapping[str, str], passed: Mapping[str, str]) -> Iterator[str]:
+    """What is emitted and what is pruned; it goes past a mark that no gradient gets to."""
+    live = f'color="{BACKWARD}" penwidth=1.8'
+    styles = {PRUNED: f'style=dashed color="{GONE}"', EMITTED: live, PLANNED: live}
+    for edge in edges:
+        source, target = back.get(passed.get(edge.source, edge.source)), back.get(edge.target)
+        if edge.backward in styles and source and target:
+            yield f"{source} -> {target} [dir=back {styles[edge.backward]} weight=2];"
+
+
+def _octagon(reason: str, count: int = 1) -> str:
+    times = f"{count} " if count > 1 else ""
+    label = _html(f'<font color="white" point-size="10"><b>cut: {times}{escape(said(reason))}</b></font>')
     return f'[shape=octagon style=filled fillcolor="{STOP}" color="{STOP}" label={label} margin="0.04,0.02"]'
 
 
@@ -90,32 +145,33 @@ def _forward(node: Node) -> str:
     if node.kind in ("input", "output"):
         around = 2 if node.kind == "output" else 1
         return f'[shape=ellipse peripheries={around} color="{FORWARD}" label={_quoted(node.op)}]'
-    if node.kind == "mark":
-        label = f"<b>StopGradient</b><br/>{escape(node.reason)}"
-        colours = f'fillcolor="{_FILL["mark"]}" color="{STOP}"'
-        return f"[shape=octagon style=filled {colours} penwidth=2 label={_html(label)}]"
-    rows = [f"<b>{escape(node.op)}</b>", f'<font color="#4a5568" point-size="9">{escape(_short(node.id))}</font>']
+    rows = [f"<b>{escape(node.op)}</b>", _named(node)]
     rows += [_parameter(one.operand, one.name, one.status) for one in node.parameters]
     shape = 'shape=box style="rounded,filled"'
     return f'[{shape} fillcolor="{_FILL[node.kind]}" color="{FORWARD}" label={_html(_table(rows))}]'
 
 
+def _named(node: Node) -> str:
+    """A mark by its reason and a group by its scope: their ids say nothing."""
+    name = {"mark": node.reason, "group": node.scope}.get(node.kind, node.id)
+    return f'<font color="#4a5568" point-size="9">{escape(_short(name))}</font>'
+
+
 def _parameter(operand: str, name: str, status: str) -> str:
     colour = _STATUS[status]
-    text = f"{escape(operand)} {escape(_short(name))}: {status}".strip()
+    text = f"{escape(operand)} {escape(_short(name))}: {said(status)}".strip()
     text = f"<b>{text}</b>" if status == "trained" else f"<i>{text}</i>"
     return f'<font color="{colour}" point-size="9">{text}</font>'
 
 
 def _backward(node: Node) -> str:
-    name = f'<font color="#4a5568" point-size="9">{escape(_short(node.id))}</font>'
-    rows = [f"<b>backward of {escape(node.op)}</b>", name, *(_adjoint(one) for one in node.adjoints)]
+    rows = [f"<b>backward of {escape(node.op)}</b>", _named(node), *(_adjoint(one) for one in node.adjoints)]
     if node.has_backward:
         planned = all(one.status != EMITTED for one in node.adjoints)
         style = "filled,dashed" if planned else "filled"
-        shape = f'shape=box style="{style}" fillcolor="#feebdd" color="{BACKWARD}" penwidth=2.2'
+        shape = f'shape=box style="{style}" fillcolor="{_LIVE}" color="{BACKWARD}" penwidth=2.2'
     else:
-        rows = [f'<font color="#718096">{row}</font>' for row in [f"pruned: backward of {escape(node.op)}", *rows[1:]]]
+        rows = [f'<font color="{_GREY}">{row}</font>' for row in [f"pruned: backward of {escape(node.op)}", *rows[1:]]]
         shape = f'shape=box style="dashed" color="{GONE}" penwidth=1.4'
     return f"[{shape} label={_html(_table(rows))}]"
 
@@ -127,9 +183,9 @@ def _adjoint(one: Adjoint) -> str:
     if one.status == PLANNED:
         return f'<font point-size="9">{name}</font>'
     if one.status == PRUNED:
-        return f'<font point-size="9" color="#718096"><s>{name}</s>&#160; pruned</font>'
-    colour = "#718096" if one.reason in ("frozen", "not-trained", "data") else STOP
-    return f'<font point-size="9" color="{colour}"><s>{name}</s>&#160; {escape(one.reason)}</font>'
+        return f'<font point-size="9" color="{_GREY}"><s>{name}</s>&#160; pruned</font>'
+    colour = _GREY if one.reason in _EXPECTED else STOP
+    return f'<font point-size="9" color="{colour}"><s>{name}</s>&#160; {escape(said(one.reason))}</font>'
 
 
 def _differential(operand: str) -> str:
@@ -144,21 +200,22 @@ def _operators(ops: tuple[str, ...]) -> str:
     if not ops:
         return "handed on"
     if len(ops) > 3:
-        return f"{len(ops)} nodes"
+        return counted(len(ops), "node")
     return ", ".join(map(escape, ops))
 
 
 def _legend(graph: CutGraph) -> Iterator[str]:
-    live = "emitted backward" if graph.compiled else "backward, if compiled"
-    dashed = "" if graph.compiled else ",dashed"
-    boxes = [
-        f'l1 [shape=box style="rounded,filled" fillcolor="{_FILL["op"]}" color="{FORWARD}" label="forward"]',
-        f'l2 [shape=box style="filled{dashed}" fillcolor="#feebdd" color="{BACKWARD}" penwidth=2.2 label="{live}"]',
-        f"l3 {_octagon('reason')}",
-        f'l4 [shape=box style=dashed color="{GONE}" fontcolor="#718096" penwidth=1.4 label="pruned (full training)"]',
-    ]
+    """The kinds that are in the picture."""
     yield 'subgraph cluster_legend { label="legend" labeljust=l color="#e2e8f0" fontsize=10'
-    yield from (f"  {box};" for box in boxes)
+    yield f'  l1 [shape=box style="rounded,filled" fillcolor="{_FILL["op"]}" color="{FORWARD}" label="forward"];'
+    if any(node.has_backward for node in graph.nodes):
+        style, label = ("filled", "emitted backward") if graph.compiled else ("filled,dashed", "backward, if compiled")
+        yield f'  l2 [shape=box style="{style}" fillcolor="{_LIVE}" color="{BACKWARD}" penwidth=2.2 label="{label}"];'
+    if any(edge.is_cut for edge in graph.edges) or any(node.cuts for node in graph.nodes):
+        yield f"  l3 {_octagon('reason')};"
+    if any(node.has_pruned and not node.has_backward for node in graph.nodes):
+        look = f'style=dashed color="{GONE}" fontcolor="{_GREY}" penwidth=1.4'
+        yield f'  l4 [shape=box {look} label="pruned (full training)"];'
     yield "}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradcut.errors import GradcutError, SpecError
 from gradcut.io import atomic_write_bytes
-from gradcut.view.collapse import collapse
+from gradcut.view.collapse import LIMIT, collapse
 from gradcut.view.describe import CutGraph
 from gradcut.view.dot import to_dot
 
@@ -18,11 +18,11 @@ FORMATS = ("svg", "png")
 _PACKAGE = "graphviz-pure"
 
 
-def draw(graph: CutGraph, path: str | os.PathLike[str], limit: int = 300) -> None:
+def draw(graph: CutGraph, path: str | os.PathLike[str], limit: int = LIMIT) -> None:
     """Write the picture, whole or not at all; beyond `limit` boxes, module scopes are collapsed.
 
     Raises:
-        SpecError: the file's suffix is no format that can be drawn.
+        SpecError: the file's suffix is no format that can be drawn, or the limit is no positive number.
     """
     target = Path(path)
     kind = target.suffix[1:].lower()

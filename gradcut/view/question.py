@@ -6,7 +6,7 @@ Full training is every parameter with nothing stopped but the marks that the mod
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -66,7 +66,10 @@ def of_model(model: Source) -> Question:
     decisions = decide(work.graph, REGISTRY)
     status = {n: "frozen" if n in frozen else "trained" for n, d in decisions.items() if d.kind == "parameter"}
     status |= {name: "state" for name, decision in decisions.items() if decision.kind == "state"}
-    return _ask(work, (), status)
+    question = _ask(work, (), status)
+    carried = {value.name for value in question.active}
+    unreached = {name: "unreached" for name, kind in status.items() if kind == "trained" and name not in carried}
+    return replace(question, status=status | unreached)
 
 
 def _imported(model: ir.Model) -> ir.Model:
