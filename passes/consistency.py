@@ -29,6 +29,8 @@ from gradcut.text import join_names, nearest
 _SHAPE_ERROR = re.compile(
     r"\(op_type:\w+, node name: (?P<node>.*?)\): \[ShapeInferenceError\] (?!Inference error)(?P<why>.*)"
 )
+#: The first opset of Constant's value_int, value_floats and the like.
+_VALUES_SINCE = 12
 #: What OpSchema.max_input and max_output are for a variadic operand.
 _MANY = 2**31 - 1
 _TYPES = {
@@ -98,6 +100,8 @@ def check_operators(model: ir.Model) -> None:
 
 
 def _check_operator(node: ir.Node, opset: int) -> None:
+    if node.op_type == "Constant":
+        opset = max(opset, _VALUES_SINCE)  # onnxruntime takes them in older files, and exporters write them
     schema = _schema(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
     if schema is None:
         return

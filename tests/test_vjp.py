@@ -498,3 +498,14 @@ def test_what_depends_on_a_float_constant_is_left_for_a_second_derivative_by_it(
     second = gradcut.vjp(first, wrt=["c"], of=["x_grad"])
     found = run(second, {"x": [1, 1], "y_grad": [1, 1], "x_grad_grad": [1, 1]})[-1]
     assert found.tolist() == [-6, -10]
+
+
+def test_dots_that_broadcast_only_at_run_time_are_summed_back() -> None:
+    """Two symbols for one place: the shapes in the file do not tell which of them is 1."""
+    text = """g (float[a,3] x, float[b,3] z) => (float[c,3] y) { y = Einsum <equation = "...i,...i->...i"> (x, z) }"""
+    for rows in ((1, 2), (2, 1), (2, 2)):
+        x, z = (np.arange(3.0 * n).reshape(n, 3) + n for n in rows)
+        dx, dz = gradients(parse(text), {"x": x, "z": z}, ["x", "z"], ["y"])
+        ones = np.ones((max(rows), 3))
+        np.testing.assert_allclose(dx, (ones * z).sum(0, keepdims=True) if rows[0] == 1 else ones * z)
+        np.testing.assert_allclose(dz, (ones * x).sum(0, keepdims=True) if rows[1] == 1 else ones * x)

@@ -28,7 +28,7 @@ def yielded(rule: Rule, op: Adjoint) -> Iterator[tuple[int, ir.Value]]:
             op.refuse(f"its rule yields {operand_label(op.node, index)} twice; add the two up")
         if index not in op.wanted:
             op.refuse(f"its rule yields {operand_label(op.node, index)}, which is not wanted; ask op.wants before")
-        if not rule.broadcasts:
+        if rule.foreign and not rule.broadcasts:  # ours are proven, and a file's value_info may lie
             _check_fit(op, index, cotangent)
         served.add(index)
         yield index, cotangent

@@ -67,7 +67,7 @@ def _untied(term: str, taken: str) -> tuple[str, list[str]]:
 
 
 def _shape(operands: list[tuple[str, ir.Value]], letters: str) -> ir.Shape | None:
-    """The dimensions of letters, from the first operand that has each."""
+    """The dimensions of letters; one that operands name differently is open: either may turn out to be 1."""
     found: dict[str, Dim] = {}
     for term, value in operands:
         if value.shape is None or len(value.shape) != len(term):
@@ -75,4 +75,6 @@ def _shape(operands: list[tuple[str, ir.Value]], letters: str) -> ir.Shape | Non
         for letter, dim in zip(term, value.shape, strict=True):
             if letter not in found or found[letter] == 1:
                 found[letter] = dim
+            elif dim not in (1, found[letter]):
+                found[letter] = ir.SymbolicDim(None)
     return ir.Shape([found[letter] for letter in letters])

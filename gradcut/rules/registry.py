@@ -35,6 +35,7 @@ class Rule:
         broadcasts: the rule yields cotangents of the output's shape, and the engine sums them to the operand's.
         vjp: yields (operand, cotangent); None where only weights are declared, or the derivative is zero.
         zero: the derivative is zero almost everywhere.
+        foreign: it is a user's; what it yields is held against the shapes that the file says.
     """
 
     op_type: str
@@ -47,6 +48,7 @@ class Rule:
     broadcasts: bool = False
     vjp: VJP | None = None
     zero: bool = False
+    foreign: bool = False
 
     @property
     def limits(self) -> str:
@@ -179,7 +181,7 @@ def register_rule(
         unknown = (can | set(weights.split())) - set(names) if names else set()
         if unknown:
             raise SpecError(f"rule for {op_type}: {', '.join(sorted(unknown))} is no operand of it ({names})")
-        REGISTRY.add(Rule(op_type, domain, since, names, can, frozenset(weights.split()), vjp=vjp))
+        REGISTRY.add(Rule(op_type, domain, since, names, can, frozenset(weights.split()), vjp=vjp, foreign=True))
         return vjp
 
     return declare

@@ -141,3 +141,9 @@ def test_a_model_of_the_ir_stays_as_it_is_when_it_is_refused() -> None:
     with pytest.raises(ImportModelError):
         gradcut.vjp(model, wrt=["x"], of=["y"])
     assert str(model) == before
+
+
+def test_a_constant_may_say_its_value_in_ways_that_came_later() -> None:
+    """Onnxruntime runs it at any opset."""
+    text = "g (float[2] x) => (float[2] y) { c = Constant <value_float: float = 2.0> ()  y = Mul (x, c) }"
+    assert gradcut.vjp(parse(text, opset=9, ir_version=6), ["x"], ["y"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
+import onnx.parser
 import pytest
 from onnx import helper
 
@@ -64,3 +65,9 @@ def test_operands_without_names_go_by_their_numbers(own: Callable[..., None]) ->
 
     own(by_number, "")
     assert [output.name for output in gradcut.vjp(model(), ["x", "w"], ["y"]).graph.output] == ["y", "x_grad", "w_grad"]
+
+
+def test_rules_of_ours_do_not_trip_over_a_file_that_lies_about_a_shape() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[2,3] x) => (float[2,3] y) <float[5,7] h> {
+        h = Neg (x)  y = Relu (h) }"""
+    assert gradcut.vjp(onnx.parser.parse_model(text), ["x"], ["y"])
