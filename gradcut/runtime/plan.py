@@ -71,7 +71,7 @@ class Position:
     epoch: int = 0
     batch: int = 0
     loss: float = 0.0
-    weight: int = 0
+    weight: float = 0.0
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import numpy as np
 from gradcut.artifacts import CHECKPOINT
 from gradcut.errors import ArtifactsError, CheckpointError, DataError, FeedError
 from gradcut.io import atomic_write_bytes
+from gradcut.runtime import averaging
 from gradcut.runtime.data import Batches, check_keys, load_npz, split_indices
 from gradcut.runtime.feeds import FeedCheck
 from gradcut.runtime.metrics import hits_and_count
@@ -112,7 +113,7 @@ class Trainer:
         self._started = time.monotonic() - position.seconds
         for feeds, rows in self.data.training(position.epoch, position.batch):
             result = self.session.step(feeds, position.lr)
-            self._count(result, feeds, rows)
+            self._count(result, feeds)
             watcher.step(result, rows)
             if interrupt:
                 return
@@ -122,8 +123,8 @@ class Trainer:
         if not interrupt:
             self._finish(held_out, watcher)
 
-    def _count(self, result: StepResult, feeds: Mapping[str, Array], rows: int) -> None:
-        weight = self._weight(feeds, rows)
+    def _count(self, result: StepResult, feeds: Mapping[str, Array]) -> None:
+        weight = averaging.weight(self.loss, feeds)
         position = self.position
         self.position = replace(
             position,
@@ -140,7 +141,7 @@ class Trainer:
         record = Epoch(position.epoch + 1, self.session.steps, loss, *held_out, seconds)
         self.records.append(record)
         _write_metrics(self.folder / METRICS, self.records)
-        self.position = replace(position, epoch=position.epoch + 1, batch=0, loss=0.0, weight=0, seconds=0.0)
+        self.position = replace(position, epoch=position.epoch + 1, batch=0, loss=0.0, weight=0.0, seconds=0.0)
         self._save()
         watcher.epoch(record)
 
@@ -148,24 +149,18 @@ class Trainer:
 
     def _evaluate(self, interrupt: Interrupt) -> tuple[float | None, float | None]:
         """Loss and accuracy on the held-out rows; batches count by what their loss was averaged over."""
-        total, weights, hits, counted = 0.0, 0, 0, 0
-        for feeds, rows in self.data.held_out():
+        total, weights, hits, counted = 0.0, 0.0, 0, 0
+        for feeds, _ in self.data.held_out():
             if interrupt:
                 break
             result = self.session.evaluate(feeds)
-            weight = self._weight(feeds, rows)
+            weight = averaging.weight(self.loss, feeds)
             total, weights = total + result.loss * weight, weights + weight
             if self.loss["kind"] == "cross_entropy" and self.loss["output"] in result.outputs:
                 scores, labels = result.outputs[self.loss["output"]], feeds[self.loss["labels"]]
                 found = hits_and_count(scores, labels, self.loss["ignore_index"], self.loss["axis"])
                 hits, counted = hits + found[0], counted + found[1]
         return total / weights if weights else None, hits / counted if counted else None
-
-    def _weight(self, feeds: Mapping[str, Array], rows: int) -> int:
-        """What the loss of a batch was averaged over, up to a factor: labels that count, else rows."""
-        if self.loss["kind"] != "cross_entropy":
-            return rows
-        return int(np.sum(feeds[self.loss["labels"]] != self.loss["ignore_index"]))
 
     # --- state -----------------------------------------------------------------------------------------------
 
