@@ -8,6 +8,7 @@ function body, where neither is known, and a piece of the main graph, where shap
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -256,6 +257,16 @@ class Builder:
             return self.ints([int(x.shape[axis])])  # type: ignore[arg-type]
         end = axis + 1 if axis != -1 else None
         return self.op("Shape", x, start=axis, end=end, shape=ir.Shape([1]))
+
+    def per_channel(self, x: ir.Value, channels: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """How many elements of `x` [N, C, *D] each of its `channels` [C] has, as a scalar or [1]."""
+        spatial = static_dims(None if x.shape is None else ir.Shape(list(x.shape)[2:]))
+        if spatial is None:
+            count = self.op("Div", self.op("Size", x), self.op("Size", channels))
+            count.shape = ir.Shape([])
+            return self.Cast(count, to=dtype)
+        images = self.Cast(self.dim(x, 0), to=dtype)
+        return images if math.prod(spatial) == 1 else self.Mul(images, float(math.prod(spatial)))
 
     def dims(self, *parts: int | ir.Value) -> ir.Value:
         """A shape put together from numbers and INT64 [1] or [n] values."""

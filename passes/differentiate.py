@@ -116,6 +116,7 @@ class Reverse:
 
     Attributes:
         owner: for each cotangent that was named after a value: that value.
+        wild: the values whose cotangent may be infinite or NaN though the forward's values are not.
     """
 
     def __init__(self, model: ir.Model, of: Sequence[ir.Value], wrt: Sequence[ir.Value]) -> None:
@@ -127,6 +128,7 @@ class Reverse:
         self.contributions: dict[ir.Value, list[ir.Value]] = defaultdict(list)
         self.total: dict[ir.Value, ir.Value] = {}
         self.owner: dict[ir.Value, ir.Value] = {}
+        self.wild: set[ir.Value] = set()
 
     def seed(self, kind: str) -> list[ir.Value]:
         """Give each output its cotangent: a graph input, or the number one."""
@@ -139,6 +141,7 @@ class Reverse:
                 cotangent = ir.Value(name=self.names.fresh(f"{value.name}{SUFFIX}"), type=value.type, shape=value.shape)
                 self.graph.inputs.append(cotangent)
                 seeds.append(cotangent)
+                self.wild.add(value)
             if value in self.active:
                 self.contributions[value].append(cotangent)
         return seeds
@@ -161,6 +164,7 @@ class Reverse:
         if not wanted and not self._wants_inside(node):
             return
         rule = self._rule(node)
+        wild = any(node.outputs[index] in self.wild for index in cotangents)
         adjoint = Adjoint(
             node,
             self.b,
@@ -169,7 +173,10 @@ class Reverse:
             cotangents,
             wanted,
             self.opset,
+            finite=not wild,
         )
+        if wild or not REGISTRY.bounded(node, rule, wanted):
+            self.wild.update(operand for index in wanted if (operand := node.inputs[index]) is not None)
         for index, cotangent in self._yields(rule, adjoint):
             operand = node.inputs[index]
             assert operand is not None

@@ -162,7 +162,7 @@ def _moved(b: Builder, node: ir.Node, momentum: float, before: Sequence[ir.Value
         value.type, value.shape = source.type, source.shape
         value.name = value.name or b.names.fresh(f"{node.name}_batch_statistic")
     kind = mean.dtype or ir.DataType.FLOAT
-    n = b.Cast(b.Div(b.Size(X), b.Size(mean)), to=kind)
+    n = b.per_channel(X, mean, kind)
     several = b.Greater(n, 1.0)
     unbiased = var * (n / b.Max(n - 1.0, 1.0))
     results = []

@@ -43,6 +43,10 @@ CONVOLUTIONS = [
     Conv(2, 3, 4, (9,), (3,), (1,), (1,), (1,)),
     Conv(2, 4, 4, (9,), (4,), (3,), (2,), (1,), group=2),
     Conv(2, 2, 3, (4, 5, 3), (3, 2, 1), (1, 2, 1), (1, 0, 0), (1, 1, 1)),
+    Conv(3, 20, 20, (4, 4), stride=(2, 2), group=20),
+    Conv(3, 8, 8, (5, 3), (5, 2), (2, 1), (2, 1), (1, 2), group=8),
+    Conv(2, 6, 6, (5,), (3,), (2,), (1,), (1,), group=6),
+    Conv(2, 4, 4, (3, 2, 2), (3, 2, 1), (1, 2, 1), (1, 0, 0), (1, 1, 1), group=4),
     Conv(4, 512, 512, (2, 2)),
     Conv(4, 32, 32, (16, 16)),
 ]
@@ -234,6 +238,9 @@ def optimized(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> on
         (Conv(8, 3, 64, (64, 64), (7, 7), (2, 2), (3, 3)).weight_grad(), "volume"),
         (Conv(8, 64, 64, (56, 56), group=64).weight_grad(), "rows"),
         (Conv(8, 64, 64, (56, 56), stride=(2, 2), group=64).weight_grad(), "windows"),
+        (Conv(16, 384, 384, (4, 4), group=384).weight_grad(), "banded_weight"),
+        (Conv(16, 384, 384, (4, 4), group=384).input_grad(), "banded_input"),
+        (Conv(16, 144, 144, (16, 16), group=144).input_grad(), "reversed_kernel"),
         (Conv(8, 64, 64, (56, 56)).input_grad(), "transposed"),
         (Conv(8, 512, 512, (7, 7)).input_grad(), "gathered"),
         (Conv(8, 512, 512, (2, 2)).input_grad(), "scattered"),
@@ -292,17 +299,29 @@ def both(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[str]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("one", [c for c in CONVOLUTIONS if c.group == 1], ids=str)
+@pytest.mark.parametrize("one", [c for c in CONVOLUTIONS if c.group == 1 or c.group == c.c == c.m], ids=str)
 def test_convolution_rewritten(one: Conv, bias: bool) -> None:
-    attributes = {name: value for name, value in one.attributes().items() if name != "group"}
-    weight = normal(one.m, one.c, *one.kernel)
+    attributes = one.attributes()
+    weight = normal(one.m, one.c // one.group, *one.kernel)
     feeds = {"X": normal(one.n, one.c, *one.size), "W": weight, **({"B": normal(one.m)} if bias else {})}
     shapes = {**{name: list(array.shape) for name, array in feeds.items()}, "X": ["N", one.c, *one.size]}
     node = helper.make_node("Conv", list(feeds), ["Y"], name="conv", **attributes)
     wanted = both(one_node(node, shapes, {"Y": ["N", one.m, *one.outputs()]}), feeds)
     assert wanted == (["gathered"] if one.size == (2, 2) else wanted)
-    if one.size[0] > 4:
+    if one.group > 1:
+        assert set(wanted) <= {"banded"}
+    elif one.size[0] > 4:
         assert not wanted
+
+
+def test_a_channel_s_numbers_are_repeated_over_small_images_alone() -> None:
+    for size, wanted in ((2, ["repeated"]), (16, [])):
+        shapes = {"x": ["N", 64, size, size], "v": [64, 1, 1]}
+        feeds = {"x": normal(16, 64, size, size), "v": normal(64, 1, 1)}
+        for op in ("Add", "Sub", "Mul", "Div"):
+            for operands in (["x", "v"], ["v", "x"]):
+                node = helper.make_node(op, operands, ["y"], name="y")
+                assert both(one_node(node, shapes, {"y": ["N", 64, size, size]}), feeds) == wanted
 
 
 @pytest.mark.parametrize("options", itertools.product(["none", "sum", "mean"], [None, -1, 3], [False, True], [1, 2]))

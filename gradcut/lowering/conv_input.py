@@ -98,7 +98,7 @@ def _transposed_cost(i: _Input) -> float:
         return cost.NEVER
     columns = i.batch * i.channels * i.window.taps * i.window.count
     operations = 2 * columns * i.rows // i.group
-    return cost.transposed_convolution(operations, columns, i.weights, i.batch, i.constant)
+    return cost.transposed_convolution(operations, columns, i.weights, i.batch, i.constant, i.group)
 
 
 @lowering("ConvInputGrad", _costed(_transposed_cost))
@@ -139,7 +139,7 @@ def _reversed_cost(i: _Input) -> float:
     columns = i.batch * i.rows * i.window.taps * i.window.places
     operations = 2 * columns * i.columns
     if i.columns == i.rows // i.group == 1:
-        convolve = cost.depthwise_convolution(columns)
+        convolve = cost.depthwise_convolution(columns, i.batch * i.rows)
     elif i.constant and i.group == 1 and i.columns >= _BLOCK:
         convolve = cost.blocked_convolution(operations, i.weights, i.batch)
     else:

@@ -26,7 +26,10 @@ _PERMUTE_WEIGHT = 0.9  # per element of W moved to kernel places first, a transp
 _REVERSE = 3.2  # per element of W: Slice with negative steps, then Transpose
 _SUM = 0.35  # per element read by ReduceSum over a leading axis
 _COLUMN = 0.35  # per element of the column buffer of Conv and ConvTranspose
-_DEPTHWISE = 0.25  # the same of a Conv of one channel a group
+_DEPTHWISE = 0.3  # the same of a Conv of one channel a group
+_DEPTHWISE_CALL = 110.0  # per channel of an image
+_TRANSPOSED_CALL = 180.0  # per group of an image, of ConvTranspose
+_CALL = 120.0  # per small product of a batched one
 _COLUMN_3D = 1.55  # the same in three dimensions
 _BLOCKED_WEIGHT = 0.1  # per element of a constant W and image, Conv in blocked layout
 _WEIGHT_PER_IMAGE = 0.35  # Conv and ConvTranspose pack W again for each image
@@ -66,10 +69,12 @@ def total(elements: int) -> float:
     return NODE + _SUM * elements
 
 
-def transposed_convolution(operations: int, columns: int, weights: int, images: int, constant: bool) -> float:
-    """ConvTranspose: per image one product into columns, which are added into the image."""
-    per_image = _PACKED_WEIGHT if constant else _WEIGHT_PER_IMAGE
-    return NODE + operations * _FLOP + _COLUMN * columns + per_image * weights * images
+def transposed_convolution(
+    operations: int, columns: int, weights: int, images: int, constant: bool, groups: int
+) -> float:
+    """ConvTranspose: per image and group one product into columns, which are added into the image."""
+    per_image = (_PACKED_WEIGHT if constant else _WEIGHT_PER_IMAGE) * weights + _TRANSPOSED_CALL * groups
+    return NODE + operations * _FLOP + _COLUMN * columns + per_image * images
 
 
 def convolution(operations: int, columns: int, weights: int, images: int) -> float:
@@ -82,9 +87,14 @@ def blocked_convolution(operations: int, weights: int, images: int) -> float:
     return NODE + operations * _FLOP + _BLOCKED_WEIGHT * weights * images
 
 
-def depthwise_convolution(columns: int) -> float:
-    """Conv of one channel a group."""
-    return NODE + _DEPTHWISE * columns
+def depthwise_convolution(columns: int, channels: int) -> float:
+    """Conv of one channel a group, in `channels` of all images together."""
+    return NODE + _DEPTHWISE * columns + _DEPTHWISE_CALL * channels
+
+
+def small_products(m: int, k: int, n: int, count: int) -> float:
+    """`count` products that are so small that calling each costs something."""
+    return product(m, k, n, count) + _CALL * count
 
 
 def volume_convolution(operations: int, columns: int) -> float:

@@ -6,6 +6,7 @@ that yields ``(operand, cotangent)`` for each wanted operand, and add samples fo
 
 from gradcut.rules import (
     activation,
+    bounded,
     constant,
     conv,
     declared,
@@ -30,6 +31,7 @@ __all__ = [
     "Registry",
     "Rule",
     "activation",
+    "bounded",
     "constant",
     "conv",
     "declared",

@@ -25,6 +25,7 @@ class Adjoint:
     Attributes:
         node: the forward node. b: builds the backward nodes; arithmetic on values works while a rule runs.
         opset: of the model, for messages and for rules that changed.
+        finite: whether the cotangents are known to be finite where the forward's values are.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Adjoint:
         cotangents: Mapping[int, ir.Value],
         wanted: frozenset[int],
         opset: int,
+        finite: bool = False,
     ) -> None:
-        self.node, self.b, self.opset = node, b, opset
+        self.node, self.b, self.opset, self.finite = node, b, opset, finite
         self._operands, self._outputs = operands, outputs
         self._cotangents, self.wanted = cotangents, wanted
 

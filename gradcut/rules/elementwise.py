@@ -6,6 +6,7 @@ the cotangent by halves, Clip passes it at its bounds).
 
 from __future__ import annotations
 
+import functools
 import math
 
 import onnx_ir as ir
@@ -104,11 +105,15 @@ def absolute(op: Adjoint) -> Cotangents:
 @rule("Relu", "X")
 def relu(op: Adjoint) -> Cotangents:
     """Y = max(X, 0): the cotangent where Y is positive; it reads the output, so the input need not be kept."""
-    yield "X", _where_positive(op, op.out())
+    kind, Y = "FiniteReluGrad" if op.finite else "ReluGrad", op.out()
+    yield "X", op.b.op(kind, op.dY, Y, domain="gradcut", dtype=op.dY.dtype, shape=Y.shape)
 
 
-def _where_positive(op: Adjoint, x: ir.Value) -> ir.Value:
-    return op.b.op("ReluGrad", op.dY, x, domain="gradcut", dtype=op.dY.dtype, shape=x.shape)
+def _masked(op: Adjoint, inside: ir.Value) -> ir.Value:
+    """dY where `inside`, else 0: by a product where dY is finite, which takes half the time of a selection."""
+    if op.finite:
+        return op.b.Mul(op.dY, op.b.Cast(inside, to=op.dY.dtype))
+    return op.b.Where(inside, op.dY, op.b.scalar_like(0.0, op.dY))
 
 
 @rule("LeakyRelu", "X")
@@ -222,13 +227,12 @@ def clip(op: Adjoint) -> Cotangents:
     b, X = op.b, op["input"]
     low, high = op.get("min"), op.get("max")
     zero = b.scalar_like(0.0, op.dY)
+    if op.wants("input"):
+        bounds = [] if low is None else [b.GreaterOrEqual(X, low)]
+        bounds += [] if high is None else [b.LessOrEqual(X, high)]
+        yield "input", _masked(op, functools.reduce(b.And, bounds)) if bounds else op.dY
     above = None if high is None else b.Greater(X, high)
     below = None if low is None else b.Less(X, low)
-    if op.wants("input"):
-        dX = op.dY
-        for outside in (below, above):
-            dX = dX if outside is None else b.Where(outside, zero, dX)
-        yield "input", dX
     if op.wants("min"):
         beaten = below if high is None else b.And(below, b.LessOrEqual(low, high))
         yield "min", b.Where(beaten, op.dY, zero)

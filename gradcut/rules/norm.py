@@ -164,35 +164,57 @@ def _given_statistics(op: Adjoint) -> Cotangents:
 
 def _batch_statistics(op: Adjoint) -> Cotangents:
     """Training mode: the statistics are those of X; each running output is momentum * old + (1 - momentum) * new."""
-    momentum, rank = op.attr("momentum", 0.9), op.rank("X")
+    momentum = op.attr("momentum", 0.9)
     for name, operand in (("running_mean", "input_mean"), ("running_var", "input_var")):
         running = op.cotangent(name)
         if op.wants(operand) and running is not None:
             yield operand, running * momentum
     found = op.cotangent()
     dY = None if found is None else _wide(op, found)
-    if op.wants("B") and dY is not None:
-        yield "B", _channel_sum(op, dY)
+    total = None if dY is None else _channel_sum(op, dY)
+    if op.wants("B") and total is not None:
+        yield "B", total
     if not op.wants("X", "scale"):
         return
     centred, deviation = _batch_moments(op)
-    Xhat = centred * deviation
-    if op.wants("scale") and dY is not None:
-        yield "scale", _channel_sum(op, dY * Xhat)
+    projection = None if dY is None else _channel_sum(op, dY * centred)
+    if op.wants("scale") and projection is not None:
+        yield "scale", projection * deviation
     if not op.wants("X"):
         return
     parts = []
-    if dY is not None:
-        dXhat = dY * _channels(op, _wide(op, op["scale"]), rank)
-        parts.append(_normalization_grad(op, dXhat, Xhat, deviation, [0, *range(2, rank)]))
+    if dY is not None and total is not None and projection is not None:
+        parts.append(_through_batch(op, dY, centred, deviation, total, projection))
     yield "X", _add_up(op, parts + _through_running(op, centred, 1.0 - momentum))
+
+
+def _through_batch(
+    op: Adjoint, dY: ir.Value, centred: ir.Value, deviation: ir.Value, total: ir.Value, projection: ir.Value
+) -> ir.Value:
+    """scale deviation (dY - mean(dY) - centred deviation^2 mean(dY centred)), in four passes over the data.
+
+    Args:
+        deviation, total, projection: 1 / sqrt(var + eps), sum dY and sum dY centred, [C].
+    """
+    rank, scale = op.rank("X"), _wide(op, op["scale"])
+    n = _count(op)
+    slope, shift = -(deviation * deviation * projection / n), -(total / n)
+    inner = centred * _channels(op, slope, rank) + dY + _channels(op, shift, rank)
+    return op.b.Mul(inner, _channels(op, scale * deviation, rank))
+
+
+def _count(op: Adjoint) -> ir.Value:
+    """How many elements of X a channel has, in the widest type."""
+    kind = _wide(op, op["X"]).dtype
+    assert kind is not None
+    return op.b.per_channel(op["X"], op["scale"], kind)
 
 
 def _through_running(op: Adjoint, centred: ir.Value, fraction: float) -> list[ir.Value]:
     """d mean / dX = 1/n and d var / dX = 2 (X - mean) / n, from the running outputs."""
     b, X, rank, parts = op.b, op["X"], op.rank("X"), []
     mean, var = op.cotangent("running_mean"), op.cotangent("running_var")
-    n = b.Cast(b.Div(b.Size(X), b.Size(op["scale"])), to=centred.dtype)
+    n = _count(op)
     if mean is not None:
         share = _channels(op, _wide(op, mean) * fraction / n, rank)
         parts.append(b.op("Expand", share, b.shape_of(X), shape=X.shape))
@@ -202,14 +224,16 @@ def _through_running(op: Adjoint, centred: ir.Value, fraction: float) -> list[ir
 
 
 def _batch_moments(op: Adjoint) -> tuple[ir.Value, ir.Value]:
-    """X - mean, and 1 / sqrt(var + eps) of the batch: by the node's own outputs where its momentum is 0."""
+    """X - mean, and 1 / sqrt(var + eps) [C] of the batch: by the node's own outputs where its momentum is 0."""
     b, X, rank = op.b, _wide(op, op["X"]), op.rank("X")
-    axes = b.ints([0, *range(2, rank)])
     if op.attr("momentum", 0.9) == 0.0 and len(op.node.outputs) > 2:
-        mean, var = (_channels(op, _wide(op, op.out(name)), rank) for name in ("running_mean", "running_var"))
-        return X - mean, b.Reciprocal(b.Sqrt(var + op.attr("epsilon", 1e-5)))
-    centred = X - b.ReduceMean(X, axes, keepdims=1)
-    return centred, _inverse_deviation(op, centred, axes)
+        mean, var = (_wide(op, op.out(name)) for name in ("running_mean", "running_var"))
+        centred = X - _channels(op, mean, rank)
+    else:
+        axes = b.ints([0, *range(2, rank)])
+        centred = X - b.ReduceMean(X, axes, keepdims=1)
+        var = b.op("ReduceMean", centred * centred, axes, keepdims=0, shape=op["scale"].shape)
+    return centred, b.Reciprocal(b.Sqrt(var + op.attr("epsilon", 1e-5)))
 
 
 def _channels(op: Adjoint, value: ir.Value, rank: int) -> ir.Value:

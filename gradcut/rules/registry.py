@@ -62,6 +62,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._rules: dict[tuple[str, str], list[Rule]] = {}
+        self._bounded: dict[str, frozenset[str]] = {}
 
     def add(self, rule: Rule) -> None:
         known = self._rules.setdefault((rule.domain, rule.op_type), [])
@@ -95,6 +96,15 @@ class Registry:
             return False
         narrowed = rule.outputs(node).get(output_name(node, output))
         return narrowed is None or name in narrowed.split()
+
+    def bounded(self, node: ir.Node, rule: Rule, wanted: Collection[int]) -> bool:
+        """Whether finite cotangents of a node give its wanted operands finite ones, its values being finite."""
+        unless = self._bounded.get(node.op_type) if not (node.domain or rule.foreign) else None
+        return unless is not None and not unless & {operand_name(rule, node, index) for index in wanted}
+
+    def declare_bounded(self, op_type: str, unless: frozenset[str]) -> None:
+        """See `bounded`; `unless` one of these operands is wanted."""
+        self._bounded[op_type] = unless
 
     def weight(self, node: ir.Node, operand: int) -> bool:
         """Whether a constant at this operand is a parameter."""
@@ -141,6 +151,12 @@ def zero(op_types: str) -> None:
     """Declare operators whose derivative is zero almost everywhere, or not defined at all."""
     for op_type in op_types.split():
         REGISTRY.add(Rule(op_type, "", 1, schema_operands("", op_type), frozenset(), zero=True))
+
+
+def bounded(op_types: str, unless: str = "") -> None:
+    """Declare operators whose derivatives by all operands but `unless` are finite wherever their values are."""
+    for op_type in op_types.split():
+        REGISTRY.declare_bounded(op_type, frozenset(unless.split()))
 
 
 def weights(op_type: str, names: str) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 THREADS = 2
+SIZE = 64  # of MobileNetV2's images
+OWN = frozenset({"mlp", "mobilenetv2"})  # beside the zoo's
 Feeds = dict[str, np.ndarray[Any, Any]]
 
 
@@ -41,6 +43,9 @@ CELLS = [
     Cell("resnet18", "full", None, 16),
     Cell("resnet18", "last block", ("layer4.1.*", "fc.*"), 16),
     Cell("resnet18", "head", ("fc.*",), 16),
+    Cell("mobilenetv2", "full", None, 16),
+    Cell("mobilenetv2", "last block", ("mobilenet_v2.layer.15.*", "mobilenet_v2.conv_1x1.*", "classifier.*"), 16),
+    Cell("mobilenetv2", "head", ("classifier.*",), 16),
 ]
 
 
@@ -52,7 +57,26 @@ def torch_module(model: str) -> torch.nn.Module:
     """The module that both sides train."""
     from models import zoo
 
-    return zoo.seeded(large_mlp) if model == "mlp" else zoo.torch_module(model)
+    own = {"mlp": large_mlp, "mobilenetv2": mobilenet}
+    return zoo.seeded(own[model]) if model in own else zoo.torch_module(model)
+
+
+def mobilenet() -> torch.nn.Module:
+    """MobileNetV2 of width 1 (Sandler et al. 2018), ten classes; running statistics away from 0 and 1."""
+    import torch
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    class MobileNet(MobileNetV2ForImageClassification):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = super().forward(pixel_values=image).logits
+            return logits
+
+    module = MobileNet(MobileNetV2Config(image_size=SIZE, num_labels=10, tf_padding=False))
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0.0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    return module
 
 
 def large_mlp() -> torch.nn.Module:
@@ -78,8 +102,11 @@ def large_mlp() -> torch.nn.Module:
 def feeds(model: str, batch: int) -> Feeds:
     """Inputs and labels for one step."""
     rng = np.random.default_rng(0)
-    if model == "mlp":
-        return {"x": rng.standard_normal((batch, 512)).astype(np.float32), "labels": rng.integers(0, 10, batch)}
+    own = {"mlp": ("x", (512,)), "mobilenetv2": ("image", (3, SIZE, SIZE))}
+    if model in own:
+        name, shape = own[model]
+        values = rng.standard_normal((batch, *shape)).astype(np.float32)
+        return {name: values, "labels": rng.integers(0, 10, batch)}
     from models import zoo
 
     labels = zoo.example_labels(model, batch)
@@ -93,9 +120,9 @@ def onnx_file(model: str, folder: Path) -> Path:
     path = folder / f"{model}.onnx"
     if path.is_file():
         return path
-    if model == "mlp":
-        inputs = {"x": feeds("mlp", 4)["x"]}
-        return zoo.export_module(torch_module("mlp").eval(), inputs, path)
+    if model in OWN:
+        inputs = {name: array for name, array in feeds(model, 4).items() if name != "labels"}
+        return zoo.export_module(torch_module(model).eval(), inputs, path)
     return zoo.export(model, path)
 
 
