@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gradcut.compiler import compile
     from gradcut.errors import GradcutError
     from gradcut.graph_view import to_networkx
-    from gradcut.optimizers import SGD, AdamW
+    from gradcut.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, RMSprop
     from gradcut.passes import Pipeline
     from gradcut.rules import register_rule
     from gradcut.runtime.session import TrainingSession
@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 #: `TrainingSession` is the only one that needs a runtime.
 _HOMES = {
     "Activity": "activity",
+    "Adagrad": "optimizers",
+    "Adam": "optimizers",
     "AdamW": "optimizers",
     "CutEdge": "activity",
     "GradcutError": "errors",
+    "LAMB": "optimizers",
+    "LARS": "optimizers",
     "Pipeline": "passes",
+    "RMSprop": "optimizers",
     "SGD": "optimizers",
     "TrainingArtifacts": "artifacts",
     "TrainingSession": "runtime.session",
@@ -46,12 +51,17 @@ _HOMES = {
 _MODULES = ("errors", "passes")
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SGD",
     "Activity",
+    "Adagrad",
+    "Adam",
     "AdamW",
     "CutEdge",
     "GradcutError",
     "Pipeline",
+    "RMSprop",
     "TrainingArtifacts",
     "TrainingSession",
     "analyze",

@@ -20,8 +20,8 @@ from gradcut.dialect import is_mark, reported_name
 from gradcut.errors import GradcutWarning, LossError, NothingTrainsError, SpecError
 from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, signature, step_graph
 from gradcut.ops import Builder, Names
-from gradcut.optimizers import AdamW, Optimizer, parse_optimizer
-from gradcut.parameters import Decision
+from gradcut.optimizers import AdamW, Group, Groups, Optimizer, UpdatePlan, UpdateRequest, as_groups, parse_optimizer
+from gradcut.parameters import Decision, is_bias_or_norm
 from gradcut.passes import (
     AttachLoss,
     Differentiate,
@@ -68,6 +68,19 @@ class Request:
     batch_norm: str
     dropout: str
     seed: int
+    groups: tuple[Group, ...] = ()
+    no_decay: bool = False
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        self.update  # noqa: B018  what cannot be is said before anything is done
+
+    @property
+    def update(self) -> UpdateRequest:
+        """What is asked of the optimizer."""
+        return UpdateRequest(self.optimizer, self.groups, self.no_decay, self.clip_norm, self.clip_value, self.ema)
 
     def head(self) -> Pipeline:
         """Up to the loss; what comes after depends on whether there is one."""
@@ -99,6 +112,11 @@ def compile(
     dropout: str = "auto",
     seed: int = 0,
     *,
+    groups: Groups | None = None,
+    no_decay: bool = False,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    ema: float | None = None,
     verify_each: bool = False,
     watch: Watch | None = None,
 ) -> TrainingArtifacts:
@@ -115,6 +133,13 @@ def compile(
         strict: a trainable that the loss does not reach is an error; otherwise it is left out of training and said.
         batch_norm, dropout: ``auto``, ``train`` or ``eval``; see `gradcut.passes.Specialize`.
         seed: what Dropout draws from.
+        groups: options of the optimizer for some parameters, by the patterns that `train` takes: ``{"head.*": {"lr":
+            1e-2}}``, or texts, ``["head.*:lr=1e-2"]``. Options of all groups that match add up, and of two that say the
+            same the later wins. The rate of a step is the base's: a group's is that times its lr / the optimizer's lr.
+        no_decay: no weight decay on biases and on the scales and biases of norms, see
+            `gradcut.parameters.is_bias_or_norm`; a group that says ``weight_decay`` has its way.
+        clip_norm, clip_value: bounds of the norm of all gradients together, and of each element (this one first).
+        ema: the decay of running averages of the trained parameters, see `gradcut.optimizers.UpdatePlan`.
         verify_each: check the model after every pass. watch: called after every pass with it, the model, seconds.
 
     Raises:
@@ -131,6 +156,11 @@ def compile(
         batch_norm=batch_norm,
         dropout=dropout,
         seed=_seed(seed),
+        groups=as_groups(groups),
+        no_decay=no_decay,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        ema=ema,
     )
     given = own(model)
     with collection_held():
@@ -185,7 +215,7 @@ class _Compilation:
         self.request, self.given, self.work = request, given, work
         self.loss = read_json(work, LOSS)
         if request.target == ort_graphs.TARGET:
-            ort_graphs.require(work, request.optimizer, self.loss is not None)
+            ort_graphs.require(work, request.update, self.loss is not None)
         self.pipeline = Pipeline((*head.passes, *request.tail(self.loss is not None).passes))
         self.forward = work.clone()
         self.values = main_values(self.forward.graph)
@@ -200,6 +230,13 @@ class _Compilation:
         self.draws = read_json(work, DRAWS) or {}
         self.modes = read_json(work, MODES) or {}
         self._check_reached()
+        self.plan, self.groups, self.spared = self._resolved()
+
+    def _resolved(self) -> tuple[UpdatePlan, dict[str, list[int]], list[str]]:
+        known = self.values
+        return self.request.update.resolve(
+            self.forward.graph, list(self.gradients["wrt"]), lambda name: is_bias_or_norm(known[name])
+        )
 
     def _chosen_from(self, decisions: dict[str, Decision]) -> dict[str, Decision]:
         """As when the trainables were chosen: what `fold` makes a Constant, or a loss brings, is no parameter."""
@@ -243,15 +280,16 @@ class _Compilation:
             step=self.draws.get("step") or names.fresh("step"),
             step_next=names.fresh("step_next"),
             seed=self.draws.get("seed"),
+            gradient_norm=names.fresh("gradient_norm") if self.plan.clip_norm is not None else None,
         )
         if request.target == ort_graphs.TARGET:
             trained, graphs = ort_graphs.build(work, request.optimizer, self.gradients["wrt"], self.state)
         else:
-            trained = name_trained(work, self.gradients["wrt"], request.optimizer, names)
+            trained = name_trained(work, self.gradients["wrt"], self.plan, names)
             graphs = {
                 "training_model": work,
-                "optimizer_model": optimizer_graph(request.optimizer, trained, scalars, work.opset_imports[""]),
-                "step_model": step_graph(work, request.optimizer, trained, scalars, self.state),
+                "optimizer_model": optimizer_graph(self.plan, trained, scalars, work.opset_imports[""]),
+                "step_model": step_graph(work, self.plan, trained, scalars, self.state),
             }
         graphs["eval_model"] = self._evaluation([one.name for one in trained])
         for graph in graphs.values():
@@ -301,12 +339,12 @@ class _Compilation:
         return given
 
     def _tensors(self, trained: Sequence[Trained]) -> dict[str, np.ndarray]:
-        """What the checkpoint starts with: every trained parameter, its slots as zeros, the state that moves."""
+        """What the checkpoint starts with: every trained parameter, its slots, the state that moves."""
         tensors: dict[str, np.ndarray] = {}
         for one in trained:
             tensors[one.name] = _array(self.values[one.name])
-            for slot in one.slots.values():
-                tensors[slot] = np.zeros(tensors[one.name].shape, one.slot_dtype.numpy())
+            for slot, name in one.slots.items():
+                tensors[name] = self.plan.initial(one.name, slot, tensors[one.name], one.slot_dtype.numpy())
         for name in self.state:
             tensors[name] = _array(self.values[name])
         return tensors
@@ -332,14 +370,11 @@ class _Compilation:
             "runtime": ort_graphs.RUNTIME if on_ort else {"onnxruntime": f">={RUNTIMES.get(opset, '1.26')}"},
             "pipeline": str(self.pipeline),
             "loss": self.loss,
-            "optimizer": {"spec": request.optimizer.spec(), "name": request.optimizer.name, "lr": request.optimizer.lr},
+            "optimizer": self._described(),
             "seed": request.seed,
             "names": {key: name if name in ports else None for key, name in asdict(scalars).items()},
             "graphs": signatures,
-            "trainable": [
-                {"name": one.name, "gradient": one.gradient, "slots": dict(one.slots), "next": dict(one.next)}
-                for one in trained
-            ],
+            "trainable": [self._trainable(one) for one in trained],
             "state": self.state,
             "renamed": {now: name for name, now in self.gradients["of"].items() if now != name},
             "parameters": self._parameters({one.name for one in trained}),
@@ -348,6 +383,30 @@ class _Compilation:
             "warnings": list(self._warnings()),
             "cut": [edge._asdict() for edge in self.activity.cut],
             "cost": self.cost.as_dict() if self.cost is not None else {},
+        }
+
+    def _described(self) -> dict[str, Any]:
+        """How parameters are updated; the optimizer of each, with its options, is at the trainables."""
+        update = self.request.update
+        return {
+            "spec": update.optimizer.spec(),
+            "name": update.optimizer.name,
+            "lr": update.optimizer.lr,
+            "groups": [{"pattern": group.pattern, "options": dict(group.options)} for group in update.groups],
+            "no_decay": self.spared,
+            "clip_norm": update.clip_norm,
+            "clip_value": update.clip_value,
+            "ema": update.ema,
+        }
+
+    def _trainable(self, one: Trained) -> dict[str, Any]:
+        return {
+            "name": one.name,
+            "gradient": one.gradient,
+            "slots": dict(one.slots),
+            "next": dict(one.next),
+            "optimizer": self.plan.of(one.name).spec(),
+            "groups": self.groups[one.name],
         }
 
     def _warnings(self) -> Iterator[str]:
@@ -382,6 +441,8 @@ class _Compilation:
         roles |= {name: "next" for one in trained for name in one.next.values()}
         roles |= dict.fromkeys(self.state, "state") | dict.fromkeys(self.state.values(), "next")
         roles |= {scalars.learning_rate: "learning_rate", scalars.step: "step", scalars.step_next: "next"}
+        if scalars.gradient_norm is not None:
+            roles[scalars.gradient_norm] = "gradient_norm"
         if scalars.seed is not None:
             roles[scalars.seed] = "seed"
         if loss["loss"] is not None:

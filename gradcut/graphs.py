@@ -9,7 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from gradcut.ops import Builder, Names, static_dims
-from gradcut.optimizers import Optimizer
+from gradcut.optimizers import EMA, NORM_EPS, Optimizer, Scalars, UpdatePlan
+from gradcut.optimizers.base import work_dtype
 
 NEXT = "_next"
 
@@ -44,23 +45,28 @@ class StepNames:
     step: str
     step_next: str
     seed: str | None
+    gradient_norm: str | None = None
 
 
-def name_trained(training: ir.Model, gradients: Mapping[str, str], optimizer: Optimizer, names: Names) -> list[Trained]:
+def name_trained(training: ir.Model, gradients: Mapping[str, str], plan: UpdatePlan, names: Names) -> list[Trained]:
     """Names for the slots and the next values of every trained parameter, in the order of the graph's inputs."""
     inputs = {value.name: value for value in training.graph.inputs}
     trained = []
     for name, gradient in gradients.items():
         value = inputs[name]
         assert value.dtype is not None and value.shape is not None
-        slots = {slot: names.fresh(f"{name}_{slot}") for slot in optimizer.slots}
+        slots = {slot: names.fresh(f"{name}_{slot}") for slot in plan.slots(name)}
         nexts = {key: names.fresh(f"{key}{NEXT}") for key in (name, *slots.values())}
         trained.append(Trained(name, gradient, value.dtype, value.shape, slots, nexts))
     return trained
 
 
-def optimizer_graph(optimizer: Optimizer, trained: Sequence[Trained], scalars: StepNames, opset: int) -> ir.Model:
-    """Parameters, gradients, slots, learning rate and step in; the next of each out."""
+def optimizer_graph(plan: UpdatePlan, trained: Sequence[Trained], scalars: StepNames, opset: int) -> ir.Model:
+    """Parameters, gradients, slots, learning rate and step in; the next of each out.
+
+    Where gradients are clipped by their norm, that norm (before) comes out too, as `gradient_norm`: where it is not
+    finite, a host throws the step away.
+    """
     graph = _empty("optimizer", opset)
     values: dict[str, ir.Value] = {}
     for one in trained:
@@ -70,12 +76,12 @@ def optimizer_graph(optimizer: Optimizer, trained: Sequence[Trained], scalars: S
     graph.inputs.extend(values.values())
     model = _model(graph)
     names = Names([*values, *(n for one in trained for n in one.next.values())])
-    _append_update(model, optimizer, trained, scalars, values, names)
+    _append_update(model, plan, trained, scalars, values, names)
     return model
 
 
 def step_graph(
-    training: ir.Model, optimizer: Optimizer, trained: Sequence[Trained], scalars: StepNames, state: Mapping[str, str]
+    training: ir.Model, plan: UpdatePlan, trained: Sequence[Trained], scalars: StepNames, state: Mapping[str, str]
 ) -> ir.Model:
     """The training graph with the update behind it: every state in, its next out. No gradient leaves it.
 
@@ -99,7 +105,7 @@ def step_graph(
         graph.inputs.append(values[scalars.seed])
     names = Names.of(model)
     names.take(n for one in trained for n in one.next.values())
-    _append_update(model, optimizer, trained, scalars, values, names)
+    _append_update(model, plan, trained, scalars, values, names)
     graph.outputs.extend(value for value in kept if value.name in nexts)
     return model
 
@@ -110,7 +116,7 @@ def _slot(one: Trained, name: str) -> ir.Value:
 
 def _append_update(
     model: ir.Model,
-    optimizer: Optimizer,
+    plan: UpdatePlan,
     trained: Sequence[Trained],
     scalars: StepNames,
     values: dict[str, ir.Value],
@@ -123,19 +129,71 @@ def _append_update(
     b = Builder(names, prefix="update_")
     outputs: list[tuple[str, ir.Value]] = []
     with b.arithmetic():
-        prepared = optimizer.prepare(b, lr, step)
+        gradients, norm = _clipped(b, plan, {one.name: values[one.gradient] for one in trained})
+        prepared = _Prepared(b, plan, lr, step)
         for one in trained:
             slots = {slot: values[name] for slot, name in one.slots.items()}
-            parameter, after = optimizer.update(b, prepared, values[one.name], values[one.gradient], slots)
+            parameter, after = prepared.update(one.name, values[one.name], gradients[one.name], slots)
             outputs.append((one.next[one.name], parameter))
             outputs += [(one.next[one.slots[slot]], value) for slot, value in after.items()]
             for value in (parameter, *after.values()):
                 value.shape = one.shape
         outputs.append((scalars.step_next, b.Add(step, b.constant(1, ir.DataType.INT64))))
+        if norm is not None and scalars.gradient_norm is not None:
+            outputs.append((scalars.gradient_norm, b.Cast(norm, to=ir.DataType.FLOAT)))
     graph.extend(b.nodes)
     for name, value in outputs:
         value.name = name
         graph.outputs.append(value)
+
+
+class _Prepared:
+    """Updates of parameters, with the scalars of each optimizer built once."""
+
+    def __init__(self, b: Builder, plan: UpdatePlan, lr: ir.Value, step: ir.Value) -> None:
+        self.b, self.plan, self.lr, self.step = b, plan, lr, step
+        self._scalars: dict[Optimizer, Scalars] = {}
+
+    def update(
+        self, name: str, parameter: ir.Value, gradient: ir.Value, slots: Mapping[str, ir.Value]
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        """The next value of a parameter and of its slots, its running average included."""
+        optimizer = self.plan.of(name)
+        result, after = optimizer.update(self.b, self._of(optimizer), parameter, gradient, slots)
+        if self.plan.ema is not None:
+            average = slots[EMA]
+            fresh = self.b.Cast(result, to=average.dtype)
+            after[EMA] = average * self.plan.ema + fresh * (1.0 - self.plan.ema)
+        return result, after
+
+    def _of(self, optimizer: Optimizer) -> Scalars:
+        if optimizer not in self._scalars:
+            factor, rate = self.plan.factor(optimizer), self.lr
+            if factor != 1.0:
+                rate = self.b.Cast(rate, to=ir.DataType.DOUBLE) * factor
+            self._scalars[optimizer] = optimizer.prepare(self.b, rate, self.step)
+        return self._scalars[optimizer]
+
+
+def _clipped(
+    b: Builder, plan: UpdatePlan, gradients: Mapping[str, ir.Value]
+) -> tuple[dict[str, ir.Value], ir.Value | None]:
+    """The gradients by value and then by their norm, and the norm between the two, a DOUBLE scalar.
+
+    Each costs one full-size operator; the norm a reduction. Half precision is left for single: its squares overflow.
+    """
+    taken = dict(gradients)
+    if plan.clip_norm is not None or plan.clip_value is not None:
+        taken = {name: b.Cast(value, to=work_dtype(value)) for name, value in taken.items()}
+    if plan.clip_value is not None:
+        limit = plan.clip_value
+        taken = {name: b.Clip(g, b.scalar_like(-limit, g), b.scalar_like(limit, g)) for name, g in taken.items()}
+    if plan.clip_norm is None:
+        return taken, None
+    squares = [b.op("ReduceSumSquare", g, keepdims=0, shape=ir.Shape([])) for g in taken.values()]
+    norm = b.Sqrt(b.op("Sum", *(b.Cast(square, to=ir.DataType.DOUBLE) for square in squares), shape=ir.Shape([])))
+    factor = Scalars(b, {"factor": b.Min(plan.clip_norm / (norm + NORM_EPS), b.scalar_like(1.0, norm))})
+    return {name: g * factor.like("factor", g) for name, g in taken.items()}, norm
 
 
 def _scalar(values: dict[str, ir.Value], name: str, dtype: ir.DataType) -> ir.Value:

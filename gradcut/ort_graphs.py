@@ -29,7 +29,7 @@ import onnx_ir as ir
 from gradcut.errors import LossError, SpecError, UnsupportedModelError
 from gradcut.graphs import Trained
 from gradcut.ops import Builder, Names
-from gradcut.optimizers import SGD, AdamW, Optimizer
+from gradcut.optimizers import SGD, AdamW, Optimizer, UpdateRequest
 
 TARGET = "ort-training"
 LAST, LAST_OPSET = "1.19.2", 21
@@ -84,11 +84,12 @@ KERNELS: dict[type[Optimizer], Kernel] = {
 }
 
 
-def require(model: ir.Model, optimizer: Optimizer, has_loss: bool) -> None:
+def require(model: ir.Model, update: UpdateRequest, has_loss: bool) -> None:
     """Raise, in one line, what ORT Training does not take.
 
     Raises:
-        UnsupportedModelError: an opset above its last. LossError: no loss. SpecError: the optimizer.
+        UnsupportedModelError: an opset above its last. LossError: no loss. SpecError: the optimizer, or
+        what is asked beside it: its kernels know no groups, no clipping and no averages.
     """
     opset = model.opset_imports[""]
     if opset > LAST_OPSET:
@@ -98,14 +99,19 @@ def require(model: ir.Model, optimizer: Optimizer, has_loss: bool) -> None:
         )
     if not has_loss:
         raise LossError("the target ort-training trains on a loss: name one, such as --loss cross_entropy")
+    optimizer = update.optimizer
     kernel = KERNELS.get(type(optimizer))
     if kernel is None:
-        raise SpecError(f"ORT Training has no kernel for {optimizer.name}; it has adamw and sgd")
+        raise SpecError(
+            f"ORT Training has no kernel for {optimizer.name}; it has adamw and sgd; "
+            "take one of them, or compile for the target onnx"
+        )
     changed = {
         field.name: getattr(optimizer, field.name)
         for field in dataclasses.fields(optimizer)
         if field.name not in kernel.options and getattr(optimizer, field.name) != field.default
     }
+    changed |= update.said()
     if changed:
         said = ", ".join(f"{name}={value}" for name, value in changed.items())
         raise SpecError(

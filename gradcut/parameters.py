@@ -34,6 +34,16 @@ _CARRIERS = frozenset(
 _MASK_LIMIT = 1e4
 
 
+#: By operator, the operands that scale or shift what a layer gives.
+_BIASES = {"Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "LSTM": (3,), "GRU": (3,), "RNN": (3,)}
+_NORMS = dict.fromkeys(
+    "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization RMSNormalization".split(), (1, 2)
+)
+_SCALES_AND_SHIFTS = _BIASES | _NORMS
+#: Operators whose other weights are matrices, kernels and tables.
+_PRODUCTS = frozenset({"MatMul", "Einsum", "Gather", *_BIASES})
+
+
 class Declarations(Protocol):
     """What the rules declare: whether a constant at an operand is a weight."""
 
@@ -72,6 +82,22 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     if value.const_value is not None:
         return value.const_value
     return ir.convenience.get_const_tensor(value)
+
+
+def is_bias_or_norm(value: ir.Value) -> bool:
+    """Whether a parameter only scales or shifts what a layer gives, which weight decay commonly spares.
+
+    It does where its rank is 0 or 1, or it is the bias operand of a layer or the scale or bias of a norm, or it has at
+    most one dimension above 1 and is in no product, look-up or convolution (a bias of [1, C, 1, 1]).
+    """
+    tensor = constant_tensor(value)
+    dims = () if tensor is None else tuple(tensor.shape.numpy())
+    if len(dims) <= 1:
+        return True
+    uses = [(node.op_type, index) for node, index in _uses(value) if node.domain == ""]
+    if any(index in _SCALES_AND_SHIFTS.get(op_type, ()) for op_type, index in uses):
+        return True
+    return sum(dim != 1 for dim in dims) <= 1 and not any(op_type in _PRODUCTS for op_type, _ in uses)
 
 
 def decide(graph: ir.Graph, declarations: Declarations) -> dict[str, Decision]:

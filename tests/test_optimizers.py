@@ -1,4 +1,5 @@
-"""Both forms of every optimizer against torch.optim, over 50 steps with the same gradients."""
+"""Both forms of every optimizer over 50 steps with the same gradients, against torch.optim; LARS and LAMB, which torch
+has not, against their papers' formulas in double precision."""
 
 from __future__ import annotations
 
@@ -19,7 +20,19 @@ from onnx.reference import ReferenceEvaluator
 
 from gradcut.errors import FeedError, SpecError
 from gradcut.ops import Builder, Names
-from gradcut.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer, parse_optimizer
+from gradcut.optimizers import (
+    LAMB,
+    LARS,
+    OPTIMIZERS,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Optimizer,
+    RMSprop,
+    UpdatePlan,
+    parse_optimizer,
+)
 from gradcut.runtime.host_optimizer import HostOptimizer, cut
 
 Array = np.ndarray[Any, Any]
@@ -45,6 +58,29 @@ CASES = [
     AdamW(lr=0.01, maximize=True),
     AdamW(lr=0.01, amsgrad=True),
     AdamW(lr=0.01, betas=(0.8, 0.9), weight_decay=0.2, amsgrad=True, maximize=True),
+    Adam(lr=0.01),
+    Adam(lr=0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2),
+    Adam(lr=0.01, amsgrad=True),
+    Adam(lr=0.01, weight_decay=0.1, amsgrad=True, maximize=True),
+    Adam(lr=0.01, maximize=True),
+    RMSprop(),
+    RMSprop(lr=0.05, alpha=0.9, eps=1e-6, weight_decay=0.1),
+    RMSprop(momentum=0.9),
+    RMSprop(centered=True),
+    RMSprop(alpha=0.9, weight_decay=0.1, momentum=0.5, centered=True),
+    RMSprop(weight_decay=0.1, maximize=True),
+    RMSprop(momentum=0.9, centered=True, maximize=True),
+    Adagrad(),
+    Adagrad(lr=0.1, lr_decay=0.05),
+    Adagrad(lr=0.1, weight_decay=0.1, initial_accumulator_value=0.3, eps=1e-3),
+    Adagrad(lr=0.1, lr_decay=0.01, weight_decay=0.1, maximize=True),
+    LARS(lr=2.0),
+    LARS(lr=2.0, weight_decay=0.1),
+    LARS(lr=2.0, momentum=0.0, trust_coefficient=0.02, weight_decay=0.01, eps=0.0),
+    LARS(lr=0.05, momentum=0.5, trust_coefficient=0.0, weight_decay=0.1),
+    LAMB(lr=0.05),
+    LAMB(lr=0.05, weight_decay=0.0),
+    LAMB(lr=0.05, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2),
 ]
 each_case = pytest.mark.parametrize("optimizer", CASES, ids=lambda optimizer: optimizer.spec())
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
@@ -64,8 +100,16 @@ def gradients(dtype: Any) -> Iterator[tuple[float, Arrays]]:
         yield (0.0 if step == 5 else 1.0 / (1 + step)), fed
 
 
-def zeros(optimizer: Optimizer, parameters: Arrays) -> State:
-    return {name: {slot: np.zeros_like(array) for slot in optimizer.slots} for name, array in parameters.items()}
+def begin(optimizer: Optimizer, parameters: Arrays) -> State:
+    return {
+        name: {slot: np.full_like(array, optimizer.initial(slot)) for slot in optimizer.slots}
+        for name, array in parameters.items()
+    }
+
+
+def expected(optimizer: Optimizer, dtype: Any) -> tuple[Arrays, State]:
+    """Parameters and state after all steps, by others."""
+    return paper_run(optimizer, dtype) if isinstance(optimizer, (LARS, LAMB)) else torch_run(optimizer, dtype)
 
 
 def torch_run(optimizer: Optimizer, dtype: Any) -> tuple[Arrays, State]:
@@ -82,6 +126,39 @@ def torch_run(optimizer: Optimizer, dtype: Any) -> tuple[Arrays, State]:
         for name, parameter in parameters.items()
     }
     return {name: parameter.detach().numpy() for name, parameter in parameters.items()}, state
+
+
+def paper_run(optimizer: LARS | LAMB, dtype: Any) -> tuple[Arrays, State]:
+    weights = {name: array.astype(np.float64) for name, array in start(dtype).items()}
+    state = begin(optimizer, weights)
+    formula = lars_formula if isinstance(optimizer, LARS) else lamb_formula
+    for t, (factor, fed) in enumerate(gradients(dtype), start=1):
+        for name, w in weights.items():
+            g = fed[name].astype(np.float64)
+            weights[name], state[name] = formula(optimizer, w, g, state[name], optimizer.lr * factor, t)
+    return weights, state
+
+
+def lars_formula(o: Any, w: Array, g: Array, state: Arrays, gamma: float, t: int) -> tuple[Array, Arrays]:
+    """You, Gitman, Ginsburg 2017 (arXiv:1708.03888): the local rate of eq. 6, then algorithm 1."""
+    size_w, size_g = np.linalg.norm(w.ravel()), np.linalg.norm(g.ravel())
+    local = 1.0
+    if size_w > 0 and size_g > 0 and o.trust_coefficient:
+        local = o.trust_coefficient * size_w / (size_g + o.weight_decay * size_w + o.eps)
+    v = o.momentum * state.get("momentum_buffer", np.zeros_like(w)) + gamma * local * (g + o.weight_decay * w)
+    return w - v, ({"momentum_buffer": v} if o.momentum else {})
+
+
+def lamb_formula(o: Any, x: Array, g: Array, state: Arrays, eta: float, t: int) -> tuple[Array, Arrays]:
+    """You et al. 2019 (arXiv:1904.00962), algorithm 2, with phi(z) = z."""
+    beta1, beta2 = o.betas
+    m = beta1 * state["exp_avg"] + (1 - beta1) * g
+    v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g**2
+    r = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + o.eps)
+    update = r + o.weight_decay * x
+    size_x, size_update = np.linalg.norm(x.ravel()), np.linalg.norm(update.ravel())
+    trust = size_x / size_update if size_x > 0 and size_update > 0 else 1.0
+    return x - eta * trust * update, {"exp_avg": m, "exp_avg_sq": v}
 
 
 def assert_close(actual: tuple[Arrays, State], expected: tuple[Arrays, State], tolerance: float) -> None:
@@ -102,24 +179,39 @@ def tolerance(dtype: Any) -> float:
 
 @each_dtype
 @each_case
-def test_host_is_torch(optimizer: Optimizer, dtype: Any) -> None:
+def test_host_is_what_it_should_be(optimizer: Optimizer, dtype: Any) -> None:
     parameters = start(dtype)
-    state = zeros(optimizer, parameters)
+    state = begin(optimizer, parameters)
     host = HostOptimizer(optimizer, parameters, state)
     for step, (factor, fed) in enumerate(gradients(dtype)):
         host.step(fed, optimizer.lr * factor, step)
-    assert_close((parameters, state), torch_run(optimizer, dtype), tolerance(dtype))
+    assert_close((parameters, state), expected(optimizer, dtype), tolerance(dtype))
 
 
-@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW(amsgrad=True)], ids=["sgd", "adamw"])
-def test_threads_do_not_change_the_result(optimizer: Optimizer) -> None:
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(momentum=0.9),
+        AdamW(amsgrad=True),
+        LARS(weight_decay=0.1),
+        LAMB(),
+        UpdatePlan(RMSprop(), {"b": RMSprop(lr=0.1)}, clip_norm=0.5, clip_value=0.7, ema=0.9),
+    ],
+    ids=["sgd", "adamw", "lars", "lamb", "plan"],
+)
+def test_threads_do_not_change_the_result(optimizer: Optimizer | UpdatePlan) -> None:
     """700,001 elements are above the threshold of parallel work, and no multiple of a part."""
     random = np.random.default_rng(2)
     first = {"a": random.normal(size=700_001), "b": random.normal(size=(3, 5)), "c": random.normal(size=90_000)}
     results = []
     for threads in (1, 2, 3):
         parameters = {name: array.astype(np.float32) for name, array in first.items()}
-        host = HostOptimizer(optimizer, parameters, zeros(optimizer, parameters), threads=threads)
+        plan = optimizer if isinstance(optimizer, UpdatePlan) else UpdatePlan(optimizer)
+        slots = {
+            name: {slot: plan.initial(name, slot, array, np.float32) for slot in plan.slots(name)}
+            for name, array in parameters.items()
+        }
+        host = HostOptimizer(optimizer, parameters, slots, threads=threads)
         for step in range(3):
             host.step({name: np.cos(array) for name, array in parameters.items()}, 0.1, step)
         results.append(parameters)
@@ -131,7 +223,7 @@ def test_threads_do_not_change_the_result(optimizer: Optimizer) -> None:
 def test_host_updates_in_place() -> None:
     optimizer = AdamW(amsgrad=True)
     parameters = start(np.float32)
-    state = zeros(optimizer, parameters)
+    state = begin(optimizer, parameters)
     arrays = [*parameters.values(), *(array for slots in state.values() for array in slots.values())]
     before = [array.ctypes.data for array in arrays]
     views = {name: array.view() for name, array in parameters.items()}
@@ -251,9 +343,9 @@ def runner(model: ir.Model) -> Callable[[Arrays], Arrays]:
 
 @each_dtype
 @each_case
-def test_graph_is_torch(optimizer: Optimizer, dtype: Any) -> None:
+def test_graph_is_what_it_should_be(optimizer: Optimizer, dtype: Any) -> None:
     parameters = start(dtype)
-    state = zeros(optimizer, parameters)
+    state = begin(optimizer, parameters)
     run = runner(optimizer_model(optimizer, SHAPES, ir.DataType.from_numpy(np.dtype(dtype))))
     for step, (factor, fed) in enumerate(gradients(dtype)):
         feeds = {"learning_rate": np.float32(optimizer.lr * factor), "step": np.int64(step)}
@@ -263,7 +355,7 @@ def test_graph_is_torch(optimizer: Optimizer, dtype: Any) -> None:
         parameters = {name: after[f"{name}_next"] for name in parameters}
         state = {name: {slot: after[f"{name}.{slot}_next"] for slot in slots} for name, slots in state.items()}
     # the graph takes its learning rate in single precision: 3e-8 off, 50 times
-    assert_close((parameters, state), torch_run(optimizer, dtype), max(tolerance(dtype), 2e-7))
+    assert_close((parameters, state), expected(optimizer, dtype), max(tolerance(dtype), 2e-7))
 
 
 @pytest.mark.parametrize(
@@ -276,6 +368,13 @@ def test_graph_is_torch(optimizer: Optimizer, dtype: Any) -> None:
         (AdamW(), 13),
         (AdamW(amsgrad=True), 14),
         (AdamW(maximize=True), 13),
+        (Adam(), 12),
+        (Adam(weight_decay=0.1), 14),
+        (Adam(weight_decay=0.1, maximize=True), 14),
+        (RMSprop(), 9),
+        (RMSprop(centered=True), 14),
+        (RMSprop(momentum=0.9), 11),
+        (Adagrad(), 7),
     ],
     ids=lambda value: value.spec() if isinstance(value, Optimizer) else None,
 )
@@ -300,10 +399,49 @@ def test_half_precision_is_updated_in_single(half: ir.DataType) -> None:
     np.testing.assert_allclose(after["w_next"].astype(float), 0.7475, rtol=5e-3)
 
 
+@pytest.mark.parametrize(
+    "optimizer", [LARS(lr=0.5, momentum=0.0), LAMB(lr=0.5, weight_decay=0.0)], ids=["lars", "lamb"]
+)
+@pytest.mark.parametrize("form", ["host", "graph"])
+def test_trust_ratios_of_nothing_are_one(optimizer: Optimizer, form: str) -> None:
+    """Weights of zeros move at the base rate; a gradient of zeros moves nothing; nothing is NaN."""
+    parameters = {"zeros": np.zeros(4, np.float32), "still": np.full(4, 2.0, np.float32)}
+    fed = {"zeros": np.full(4, 0.25, np.float32), "still": np.zeros(4, np.float32)}
+    if form == "host":
+        HostOptimizer(optimizer, parameters, begin(optimizer, parameters)).step(fed, optimizer.lr, 0)
+    else:
+        run = runner(optimizer_model(optimizer, {"zeros": (4,), "still": (4,)}, ir.DataType.FLOAT))
+        feeds = {"learning_rate": np.asarray(optimizer.lr, np.float32), "step": np.asarray(0, np.int64)}
+        feeds |= parameters | {f"{name}_grad": array for name, array in fed.items()}
+        state = begin(optimizer, parameters)
+        feeds |= {f"{name}.{slot}": array for name, slots in state.items() for slot, array in slots.items()}
+        after = run(feeds)
+        parameters = {name: after[f"{name}_next"] for name in parameters}
+    moved = -0.5 * 0.25 if isinstance(optimizer, LARS) else -0.5  # LAMB's first update is g / |g| by element
+    np.testing.assert_allclose(parameters["zeros"], moved, rtol=1e-5)
+    np.testing.assert_array_equal(parameters["still"], 2.0)
+
+
 # --- as text, and what it takes ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS.values())
+@pytest.mark.parametrize(
+    ("optimizer", "full_size", "scalar"),
+    [(LARS(), 4, 12), (LARS(weight_decay=0.1), 6, 14), (LARS(momentum=0.0), 2, 12), (LAMB(), 15, 10)],
+    ids=lambda value: value.spec() if isinstance(value, Optimizer) else None,
+)
+def test_layerwise_graphs_have_the_fewest_full_size_operators(
+    optimizer: Optimizer, full_size: int, scalar: int
+) -> None:
+    """A second parameter costs its own arithmetic and the scalars of its own norms."""
+    one, two = (
+        optimizer_model(optimizer, dict.fromkeys("ab"[:count], (7, 5)), ir.DataType.FLOAT).graph for count in (1, 2)
+    )
+    assert sum(len(value.shape or ()) == 2 for node in one for value in node.outputs) == full_size
+    assert len(two) - len(one) == full_size + scalar
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS.values() if hasattr(torch.optim, kind.__name__)])
 def test_arguments_are_torchs(kind: type[Optimizer]) -> None:
     theirs = inspect.signature(getattr(torch.optim, kind.__name__)).parameters
     for field in dataclasses.fields(kind):
@@ -312,7 +450,13 @@ def test_arguments_are_torchs(kind: type[Optimizer]) -> None:
 
 def test_registry_has_every_optimizer() -> None:
     assert {name: kind.name for name, kind in OPTIMIZERS.items()} == {name: name for name in OPTIMIZERS}
-    assert set(OPTIMIZERS.values()) == set(Optimizer.__subclasses__())
+    open_, known = [Optimizer], set()
+    while open_:
+        kinds = open_.pop().__subclasses__()
+        open_ += kinds
+        known |= {kind for kind in kinds if not inspect.isabstract(kind) and hasattr(kind, "name")}
+    assert set(OPTIMIZERS.values()) == known
+    assert {kind.__name__ for kind in known} == {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "LARS", "LAMB"}
 
 
 @each_case
@@ -342,12 +486,14 @@ def test_slots() -> None:
     assert SGD(momentum=0.9).slots == ("momentum_buffer",)
     assert AdamW().slots == ("exp_avg", "exp_avg_sq")
     assert AdamW(amsgrad=True).slots == ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    assert RMSprop(momentum=0.9, centered=True).slots == ("square_avg", "grad_avg", "momentum_buffer")
+    assert Adagrad(initial_accumulator_value=0.5).initial("sum") == 0.5
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("adam", "'adam' is no optimizer. Nearest: adamw. There are sgd, adamw."),
+        ("adan", "'adan' is no optimizer. Nearest: adam. There are sgd, adamw, adam, rmsprop, adagrad, lars, lamb."),
         (
             "adamw:beta=0.8",
             "'beta' is no option of adamw. Nearest: beta2. There are lr, beta1, beta2, "
@@ -363,6 +509,17 @@ def test_slots() -> None:
         ("sgd:nesterov=true", "sgd: nesterov=true needs momentum above 0 and dampening=0"),
         ("sgd:nesterov=true,momentum=0.9,dampening=0.1", "sgd: nesterov=true needs momentum above 0 and dampening=0"),
         ("adamw:eps=-1", "adamw: eps must be at least 0, and is -1.0"),
+        ("rmsprop:alpha=1", "rmsprop: alpha must be from 0 to below 1, and is 1.0"),
+        ("rmsprop:momentum=-1", "rmsprop: momentum must be at least 0, and is -1.0"),
+        ("adagrad:lr_decay=-1", "adagrad: lr_decay must be at least 0, and is -1.0"),
+        (
+            "adagrad:initial_accumulator_value=-1",
+            "adagrad: initial_accumulator_value must be at least 0, and is -1.0",
+        ),
+        ("adam:weight_decay=-1", "adam: weight_decay must be at least 0, and is -1.0"),
+        ("lars:trust_coefficient=-1", "lars: trust_coefficient must be at least 0, and is -1.0"),
+        ("lamb:lr=-1", "lamb: lr must be at least 0, and is -1.0"),
+        ("lamb:beta1=1", "lamb: betas must be from 0 to below 1, and is (1.0, 0.999)"),
         ("adamw:beta2=1", "adamw: betas must be from 0 to below 1, and is (0.9, 1.0)"),
     ],
 )

@@ -136,6 +136,7 @@ def test_artifacts_on_disk_and_back(tmp_path: Path) -> None:
         "step": "step",
         "step_next": None,
         "seed": None,
+        "gradient_norm": None,
     }
     ports = again.manifest["graphs"]["training_model"]["inputs"]
     assert [port["role"] for port in ports] == ["user", "label", *["parameter"] * 2, *["gradient"] * 2, "reset"]
@@ -157,6 +158,32 @@ def test_an_optimizer_that_its_kernels_do_not_take(optimizer: gradcut.SGD, said:
     with pytest.raises(errors.SpecError) as caught:
         compiled(optimizer=optimizer)
     assert str(caught.value) == f"ORT Training's {said} leave it out, or compile for the target onnx"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"groups": {"head.*": {"lr": 1e-2}, "*.bias": {"eps": 1e-6}}}, "groups='head.*', '*.bias'"),
+        ({"no_decay": True}, "no_decay=True"),
+        ({"clip_norm": 1.0}, "clip_norm=1.0"),
+        ({"clip_value": 0.5, "ema": 0.0}, "clip_value=0.5, ema=0.0"),
+    ],
+)
+def test_what_its_kernels_do_not_do_beside_an_optimizer(options: dict[str, object], said: str) -> None:
+    with pytest.raises(errors.SpecError) as caught:
+        compiled(**options)
+    message = f"ORT Training's AdamWOptimizer takes no {said}; leave it out, or compile for the target onnx"
+    assert str(caught.value) == message
+
+
+def test_optimizers_that_it_has_no_kernel_for() -> None:
+    for optimizer in ("adam", "rmsprop", "adagrad", "lars", "lamb"):
+        with pytest.raises(errors.SpecError) as caught:
+            compiled(optimizer=optimizer)
+        assert str(caught.value) == (
+            f"ORT Training has no kernel for {optimizer}; it has adamw and sgd; take one of them, or compile for the "
+            "target onnx"
+        )
 
 
 def test_an_opset_above_its_last() -> None:

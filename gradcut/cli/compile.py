@@ -29,6 +29,13 @@ def command(
         list[str] | None, typer.Option(metavar="P", help="Values, scopes or value->node where gradients stop.")
     ] = None,
     optimizer: Annotated[str, typer.Option(metavar="SPEC", help="adamw:lr=1e-3, sgd:lr=0.1,momentum=0.9.")] = "adamw",
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="P:OPTIONS", help="Options of some parameters: 'head.*:lr=1e-2'.")
+    ] = None,
+    no_decay: Annotated[bool, typer.Option("--no-decay", help="No weight decay on biases and norms.")] = False,
+    clip_norm: Annotated[float | None, typer.Option(help="Bound of the norm of all gradients together.")] = None,
+    clip_value: Annotated[float | None, typer.Option(help="Bound of each element of a gradient.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Keep running averages of parameters, such as 0.999.")] = None,
     target: Annotated[str, typer.Option(help="onnx or ort-training.")] = "onnx",
     batch_norm: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
     dropout: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
@@ -56,6 +63,11 @@ def command(
         freeze=freeze or (),
         stop_at=stop_at or (),
         optimizer=optimizer,
+        groups=group or (),
+        no_decay=no_decay,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        ema=ema,
         target=target,
         strict=strict,
         batch_norm=batch_norm,

@@ -159,15 +159,24 @@ class Slot:
             self._spare = to_device(self._spare_array, self.device)
         return self._spare
 
+    @property
+    def other(self) -> Array:
+        """The spare's memory; on CPU what a run has written there."""
+        assert self.spare is not None and self._spare_array is not None
+        return self._spare_array
+
     def swap(self) -> None:
         """What was written becomes what is read."""
-        assert self._spare_array is not None
+        self.array, self._spare_array = self.other, self.array
         self.current, self._spare = self._spare, self.current
-        self.array, self._spare_array = self._spare_array, self.array
+
+    def peek(self) -> Array:
+        """The current value, to be read at once: on CPU its own memory."""
+        return self.array if self.device == "cpu" else np.asarray(self.current.numpy())
 
     def numpy(self) -> Array:
         """A copy of the current value."""
-        return np.array(self.array if self.device == "cpu" else self.current.numpy(), copy=True)
+        return np.array(self.peek(), copy=True)
 
     def assign(self, array: Array) -> None:
         """Overwrite the current value."""

@@ -1,152 +1,42 @@
 """The optimizer outside the graph: numba kernels that update numpy arrays in place.
 
-One call updates everything. The tensors stand in a table of addresses, cut into parts of equal element count,
-so that neither sixty small tensors nor one large one cost more than their memory traffic. The kernels release
-the GIL, and parts run on a thread pool of our own: OpenMP's workers, like ONNX Runtime's, spin after their work
-is done and take the cores from whoever is next (a session beside this wants ``session.force_spinning_stop``).
+One call updates everything. The tensors of one optimizer and dtype stand in a table of addresses, cut into parts of
+equal element count, so that neither sixty small tensors nor one large one cost more than their memory traffic. The
+kernels release the GIL, and parts run on a thread pool of our own: OpenMP's workers, like ONNX Runtime's, spin after
+their work is done and take the cores from whoever is next (a session beside this wants
+``session.force_spinning_stop``). Norms are summed in float64 over blocks that do not depend on the number of threads,
+so neither does any result.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from gradcut.errors import FeedError, MissingExtraError, SpecError
-from gradcut.optimizers import SGD, AdamW, Optimizer
-
-try:
-    import numba
-    import numba.extending
-except ImportError as error:  # missing, or not made for the numpy there is
-    raise MissingExtraError("the host optimizer", "cpu") from error
+from gradcut.errors import FeedError, SpecError
+from gradcut.optimizers import NORM_EPS, Optimizer, UpdatePlan
+from gradcut.runtime import kernels
+from gradcut.runtime.finite import require_finite_norm
+from gradcut.runtime.host_updates import host_update
+from gradcut.runtime.kernels import Kernel
 
 Array = np.ndarray[Any, Any]
-_F = TypeVar("_F", bound=Callable[..., Any])
-Kernel = Callable[[int, int, Array, Array, Array], None]
+Work = tuple[Array, list[tuple[int, int]]]
 
 _PARALLEL_FROM = 1 << 18  # elements: below, waking a thread (about 70 us) costs more than it saves
 _PARTS_PER_THREAD = 4  # so that a core that is busy elsewhere does not hold up the others
+_BLOCK = 1 << 16  # elements whose squares are one sum
 _GRADIENT = 1  # column of the address table; 0 is the parameter, from 2 on come the slots
-
-_numba: Any = numba  # annotated in some of its versions only
-_jit: Callable[[_F], _F] = _numba.njit(error_model="numpy", nogil=True, cache=True)
-_intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = _numba.extending.intrinsic
-
-
-@_intrinsic
-def _pointer(_typing: Any, address: Any, like: Any) -> Any:
-    """An address as a pointer to elements of `like`'s dtype."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return _numba.types.CPointer(like.dtype)(address, like), generate
-
-
-@_jit
-def _slice(address: int, start: int, count: int, like: Array) -> Any:
-    return _numba.carray(_pointer(address + start * like.itemsize, like), count)
-
-
-# Each kernel works on the segments [first, last): rows of (tensor, first element, elements). `c` holds what
-# `_scalars` returns, in the tensors' dtype: double precision scalars would make all arithmetic double.
-
-
-@_jit
-def _sgd_kernel(first: int, last: int, segments: Array, addresses: Array, c: Array) -> None:
-    sign, decay, lr = c[0], c[1], c[2]
-    for k in range(first, last):
-        tensor, start, count = segments[k, 0], segments[k, 1], segments[k, 2]
-        p = _slice(addresses[tensor, 0], start, count, c)
-        g = _slice(addresses[tensor, 1], start, count, c)
-        for i in range(count):
-            p[i] -= lr * (sign * g[i] + decay * p[i])
-
-
-@_jit
-def _momentum_kernel(first: int, last: int, segments: Array, addresses: Array, c: Array) -> None:
-    sign, decay, lr, momentum, share, from_gradient, from_buffer = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
-    for k in range(first, last):
-        tensor, start, count = segments[k, 0], segments[k, 1], segments[k, 2]
-        p = _slice(addresses[tensor, 0], start, count, c)
-        g = _slice(addresses[tensor, 1], start, count, c)
-        buffer = _slice(addresses[tensor, 2], start, count, c)
-        for i in range(count):
-            d = sign * g[i] + decay * p[i]
-            buffer[i] = momentum * buffer[i] + share * d
-            p[i] -= lr * (from_gradient * d + from_buffer * buffer[i])
-
-
-@_jit
-def _adamw_kernel(first: int, last: int, segments: Array, addresses: Array, c: Array) -> None:
-    beta1, new1, beta2, new2, keep, scale, eps = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
-    for k in range(first, last):
-        tensor, start, count = segments[k, 0], segments[k, 1], segments[k, 2]
-        p = _slice(addresses[tensor, 0], start, count, c)
-        g = _slice(addresses[tensor, 1], start, count, c)
-        m = _slice(addresses[tensor, 2], start, count, c)
-        v = _slice(addresses[tensor, 3], start, count, c)
-        for i in range(count):
-            m[i] = beta1 * m[i] + new1 * g[i]
-            v[i] = beta2 * v[i] + new2 * g[i] * g[i]
-            p[i] = keep * p[i] - scale * m[i] / (math.sqrt(v[i]) + eps)
-
-
-@_jit
-def _amsgrad_kernel(first: int, last: int, segments: Array, addresses: Array, c: Array) -> None:
-    beta1, new1, beta2, new2, keep, scale, eps = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
-    for k in range(first, last):
-        tensor, start, count = segments[k, 0], segments[k, 1], segments[k, 2]
-        p = _slice(addresses[tensor, 0], start, count, c)
-        g = _slice(addresses[tensor, 1], start, count, c)
-        m = _slice(addresses[tensor, 2], start, count, c)
-        v = _slice(addresses[tensor, 3], start, count, c)
-        top = _slice(addresses[tensor, 4], start, count, c)
-        for i in range(count):
-            m[i] = beta1 * m[i] + new1 * g[i]
-            v[i] = beta2 * v[i] + new2 * g[i] * g[i]
-            top[i] = max(top[i], v[i])
-            p[i] = keep * p[i] - scale * m[i] / (math.sqrt(top[i]) + eps)
-
-
-def _kernel(optimizer: Optimizer) -> Kernel:
-    if isinstance(optimizer, AdamW):
-        return _amsgrad_kernel if optimizer.amsgrad else _adamw_kernel
-    if isinstance(optimizer, SGD):
-        return _momentum_kernel if optimizer.momentum else _sgd_kernel
-    raise SpecError(f"{optimizer.name} has no host kernel; take optimizer_backend='graph'")
-
-
-def _scalars(optimizer: Optimizer, lr: float, step: int) -> list[float]:
-    """The factors that `Optimizer.prepare` and `update` build into a graph, in the kernels' order."""
-    if isinstance(optimizer, AdamW):
-        return _adamw_scalars(optimizer, lr, step + 1)
-    assert isinstance(optimizer, SGD)
-    return _sgd_scalars(optimizer, lr, first=step == 0)
-
-
-def _adamw_scalars(optimizer: AdamW, lr: float, t: int) -> list[float]:
-    beta1, beta2 = optimizer.betas
-    sign = -1.0 if optimizer.maximize else 1.0
-    root = math.sqrt(1.0 - beta2**t)
-    averages = [beta1, sign * (1.0 - beta1), beta2, 1.0 - beta2]
-    return [*averages, 1.0 - lr * optimizer.weight_decay, lr * root / (1.0 - beta1**t), optimizer.eps * root]
-
-
-def _sgd_scalars(optimizer: SGD, lr: float, first: bool) -> list[float]:
-    sign = -1.0 if optimizer.maximize else 1.0
-    share = 1.0 if first else 1.0 - optimizer.dampening
-    direction = [1.0, optimizer.momentum] if optimizer.nesterov else [0.0, 1.0]
-    return [sign, optimizer.weight_decay, lr, optimizer.momentum, share, *direction]
 
 
 class _Table:
-    """The tensors of one dtype, where they are and how the work on them is cut."""
+    """Tensors of one dtype that are updated alike: where they are, and how the work on them is cut."""
 
     def __init__(self, names: Sequence[str], columns: Sequence[Sequence[Array]], threads: int) -> None:
         self.names = names
@@ -156,13 +46,32 @@ class _Table:
         self.addresses = np.array(rows, dtype=np.int64)
         sizes = [own[0].size for own in columns]
         parts = threads * _PARTS_PER_THREAD if threads > 1 and sum(sizes) >= _PARALLEL_FROM else 1
-        self.segments, self.parts = cut(sizes, parts)
+        self.work = cut(sizes, parts)
+        self.blocks = _in_blocks(sizes, parts)
+        self.rates = np.ones(len(names), self.dtype)
+        self.sums = np.zeros((len(self.blocks[0]), 2))
 
     def aim(self, gradients: Mapping[str, Array]) -> list[Array]:
         """Point the table at this step's gradients; the arrays to keep alive for as long."""
         held = [_gradient(gradients, name, own[0]) for name, own in zip(self.names, self.arrays, strict=True)]
         self.addresses[:, _GRADIENT] = [gradient.ctypes.data for gradient in held]
         return held
+
+    def totals(self) -> Array:
+        """What a kernel has measured, summed over the blocks of each tensor: [2, tensors]."""
+        tensors = self.blocks[0][:, 0]
+        return np.stack([np.bincount(tensors, column, len(self.names)) for column in self.sums.T])
+
+
+def _in_blocks(sizes: Sequence[int], parts: int) -> Work:
+    """As `cut`, in segments that do not depend on `parts`."""
+    rows = [
+        (tensor, start, min(_BLOCK, size - start))
+        for tensor, size in enumerate(sizes)
+        for start in range(0, size, _BLOCK)
+    ]
+    bounds = [len(rows) * part // parts for part in range(parts + 1)]
+    return np.array(rows, dtype=np.int64).reshape(-1, 3), list(pairwise(bounds))
 
 
 def cut(sizes: Sequence[int], parts: int) -> tuple[Array, list[tuple[int, int]]]:
@@ -193,9 +102,9 @@ class HostOptimizer:
     """Updates `parameters` and `slots` in place; their memory stays where it is.
 
     Args:
-        optimizer: which update; its `lr` is not used, `step` is given one.
+        optimizer: which update, the same for all parameters or a plan; the learning rate is given to `step`.
         parameters: float32 or float64 arrays, contiguous and writable, by name.
-        slots: for each parameter, by its name, an array like it for each of the optimizer's slots.
+        slots: for each parameter, by its name, an array like it for each of its slots.
         threads: how many threads take part; None: the cores this process may use.
 
     Raises SpecError for an array of another dtype, not in place updatable, or not there.
@@ -203,45 +112,88 @@ class HostOptimizer:
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | UpdatePlan,
         parameters: Mapping[str, Array],
         slots: Mapping[str, Mapping[str, Array]],
         threads: int | None = None,
     ) -> None:
-        self._optimizer = optimizer
-        self._kernel = _kernel(optimizer)
+        self._plan = optimizer if isinstance(optimizer, UpdatePlan) else UpdatePlan(optimizer)
         self._threads = threads if threads is not None else _cores()
-        rows = {name: _row(optimizer, name, array, slots) for name, array in parameters.items()}
-        groups: dict[np.dtype[Any], list[str]] = {}
+        rows = {name: _row(self._plan, name, array, slots) for name, array in parameters.items()}
+        alike: dict[tuple[np.dtype[Any], Optimizer], list[str]] = {}
         for name, array in parameters.items():
-            groups.setdefault(array.dtype, []).append(name)
-        self._tables = [_Table(names, [rows[name] for name in names], self._threads) for names in groups.values()]
+            alike.setdefault((array.dtype, self._plan.of(name)), []).append(name)
+        self._tables = [
+            (self._plan.of(names[0]), host_update(self._plan.of(names[0])), self._table(names, rows))
+            for names in alike.values()
+        ]
+        self._averages = self._average_tables(rows) if self._plan.ema is not None else []
         self._pool: ThreadPoolExecutor | None = None
 
-    def step(self, gradients: Mapping[str, Array], lr: float, step: int) -> None:
-        """One update.
+    def _table(self, names: Sequence[str], rows: Mapping[str, Sequence[Array]]) -> _Table:
+        return _Table(names, [rows[name] for name in names], self._threads)
+
+    def _average_tables(self, rows: Mapping[str, Sequence[Array]]) -> list[_Table]:
+        """Parameters beside their last slot, which is the average."""
+        pairs = {name: [row[0], row[-1]] for name, row in rows.items()}
+        dtypes = dict.fromkeys(row[0].dtype for row in rows.values())
+        return [self._table([name for name in rows if rows[name][0].dtype == dtype], pairs) for dtype in dtypes]
+
+    def step(self, gradients: Mapping[str, Array], lr: float, step: int) -> float | None:
+        """One update; where gradients are clipped by their norm, that norm before, else None.
 
         Args:
             gradients: by parameter name, of the parameters' shapes and dtypes; other names are passed over.
-            lr: the learning rate of this step.
+            lr: the base learning rate of this step.
             step: updates done before this one.
 
-        Raises FeedError, before anything is changed, for a gradient that is missing or does not fit.
+        Raises, before anything is changed, FeedError for a gradient that is missing or does not fit, and
+        NotFiniteError where gradients are clipped by a norm that is NaN or infinite.
         """
-        held = [table.aim(gradients) for table in self._tables]
-        scalars = _scalars(self._optimizer, lr, step)
-        for table in self._tables:
-            self._run(table, np.array(scalars, dtype=table.dtype))
+        held = [table.aim(gradients) for _, _, table in self._tables]
+        norm = self._norm() if self._plan.clip_norm is not None else None
+        factor = 1.0
+        if norm is not None and self._plan.clip_norm is not None:
+            require_finite_norm(norm, step + 1)
+            factor = min(1.0, self._plan.clip_norm / (norm + NORM_EPS))
+        for optimizer, update, table in self._tables:
+            rate = lr * self._plan.factor(optimizer)
+            taken = [factor * update.sign, self._limit, *update.scalars(rate, step)]
+            scalars = np.array(taken, dtype=table.dtype)
+            if update.measure is not None and update.ratios is not None:
+                self._run(update.measure, table, table.blocks, scalars)
+                weights, moves = np.sqrt(table.totals())
+                # what `squares` measures has no factor yet; LAMB's measure is of what it moves by
+                moves = moves * factor if update.measure is kernels.squares else moves
+                table.rates[:] = update.ratios(weights, moves)
+            self._run(update.kernel, table, table.work, scalars)
+        for table in self._averages:
+            assert self._plan.ema is not None
+            self._run(kernels.average, table, table.work, np.array([self._plan.ema, 1.0 - self._plan.ema], table.dtype))
         del held
+        return norm
 
-    def _run(self, table: _Table, scalars: Array) -> None:
-        parts = iter(table.parts)
+    @property
+    def _limit(self) -> float:
+        return self._plan.clip_value if self._plan.clip_value is not None else math.inf
+
+    def _norm(self) -> float:
+        """Of all gradients together, bounded by value."""
+        totals = []
+        for _, _, table in self._tables:
+            self._run(kernels.gradient_squares, table, table.blocks, np.array([1.0, self._limit], table.dtype))
+            totals.append(table.sums[:, 1])
+        return math.sqrt(float(np.concatenate([np.zeros(1), *totals]).sum()))
+
+    def _run(self, kernel: Kernel, table: _Table, work: Work, scalars: Array) -> None:
+        segments, ranges = work
+        parts = iter(ranges)
 
         def drain() -> None:
             for first, last in parts:
-                self._kernel(first, last, table.segments, table.addresses, scalars)
+                kernel(first, last, segments, table.addresses, scalars, table.rates, table.sums)
 
-        helpers = [self._workers().submit(drain) for _ in range(min(self._threads, len(table.parts)) - 1)]
+        helpers = [self._workers().submit(drain) for _ in range(min(self._threads, len(ranges)) - 1)]
         try:
             drain()
         finally:
@@ -255,18 +207,18 @@ class HostOptimizer:
         return self._pool
 
 
-def _row(optimizer: Optimizer, name: str, parameter: Array, slots: Mapping[str, Mapping[str, Array]]) -> list[Array]:
+def _row(plan: UpdatePlan, name: str, parameter: Array, slots: Mapping[str, Mapping[str, Array]]) -> list[Array]:
     """The parameter and its slots, checked."""
     if parameter.dtype not in (np.float32, np.float64):
         raise SpecError(
             f"{name!r} is {parameter.dtype}: the host optimizer updates float32 and float64 only; "
             "take optimizer_backend='graph'"
         )
-    own = [parameter, *_slots(optimizer, name, slots)]
+    own = [parameter, *_slots(plan, name, slots)]
     for array in own:
         if array.dtype != parameter.dtype or array.shape != parameter.shape:
             raise SpecError(
-                f"{optimizer.name}'s state for {name!r} is {array.dtype}{list(array.shape)}; "
+                f"{plan.of(name).name}'s state for {name!r} is {array.dtype}{list(array.shape)}; "
                 f"wanted is {parameter.dtype}{list(parameter.shape)}"
             )
         if not array.flags.carray:
@@ -274,10 +226,10 @@ def _row(optimizer: Optimizer, name: str, parameter: Array, slots: Mapping[str, 
     return own
 
 
-def _slots(optimizer: Optimizer, name: str, slots: Mapping[str, Mapping[str, Array]]) -> Iterator[Array]:
-    for slot in optimizer.slots:
+def _slots(plan: UpdatePlan, name: str, slots: Mapping[str, Mapping[str, Array]]) -> Iterator[Array]:
+    for slot in plan.slots(name):
         if slot not in slots.get(name, {}):
-            raise SpecError(f"{optimizer.name} wants state {slot!r} for {name!r}")
+            raise SpecError(f"{plan.of(name).name} wants state {slot!r} for {name!r}")
         yield slots[name][slot]
 
 

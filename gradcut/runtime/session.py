@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,18 @@ import numpy as np
 
 from gradcut import checkpoint
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.errors import ArtifactsError, CheckpointError, LossError, MissingExtraError, NotFiniteError, SpecError
-from gradcut.optimizers import check_rate, parse_optimizer
+from gradcut.errors import ArtifactsError, CheckpointError, FeedError, LossError, MissingExtraError, SpecError
+from gradcut.optimizers import UpdatePlan, check_rate
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 from gradcut.report import NO_LOSS
-from gradcut.runtime import backend
+from gradcut.runtime import accumulation, backend
 from gradcut.runtime.backend import Runner, Slot, to_device
+from gradcut.runtime.ema import averages
+from gradcut.runtime.ema import slots as ema_slots
 from gradcut.runtime.export import export
 from gradcut.runtime.feeds import FeedCheck
+from gradcut.runtime.finite import require_finite_loss, require_finite_norm, require_finite_state
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ("auto", "graph", "host")
@@ -41,11 +44,13 @@ class StepResult:
         loss: the objective; nan where the artifacts have none.
         outputs: the model's outputs by name.
         step: updates done after the call.
+        gradient_norm: where a step clips by it, the norm of all gradients together before it did; else None.
     """
 
     loss: float
     outputs: dict[str, Array] = field(repr=False)
     step: int
+    gradient_norm: float | None = None
 
 
 class TrainingSession:
@@ -98,76 +103,123 @@ class TrainingSession:
             one["gradient"]: Slot(np.zeros_like(self._slots[one["name"]].array), device)
             for one in self.manifest["trainable"]
         }
-        self.optimizer = parse_optimizer(self.manifest["optimizer"]["spec"])
+        self.plan = UpdatePlan.of_manifest(self.manifest)
+        self.optimizer = self.plan.base
         self.optimizer_backend = self._choose(optimizer_backend)
         self._updater = self._host() if self.optimizer_backend == "host" else None
         self._update_graph = self._runner("optimizer_model") if self._updater is None else None
 
     # --- running ---------------------------------------------------------------------------------------------
 
-    def step(self, feeds: Mapping[str, Any], lr: float | None = None) -> StepResult:
+    def step(self, feeds: Mapping[str, Any] | Sequence[Mapping[str, Any]], lr: float | None = None) -> StepResult:
         """One forward, backward and update.
 
+        Several micro-batches give the update of the one large batch that they are parts of, in the memory of one: their
+        gradients are averaged by what each loss was averaged over (labels that are not ignored, else rows), or added
+        where there is no loss and the cotangents are fed. The result's loss is the large batch's, its outputs lie end
+        to end. What looks at a whole batch sees a micro-batch: BatchNormalization in training mode normalises each by
+        itself, and running statistics move with each. Each has random draws of its own, from (seed, step, its number).
+
         Args:
-            feeds: arrays by the graph's input names. lr: the optimizer's own by default.
+            feeds: arrays by the graph's input names; or a list of such, one a micro-batch.
+            lr: the optimizer's own by default; groups with another rate keep their proportion to it.
 
         Raises:
-            FeedError: before anything runs. SpecError: a learning rate below 0 or not finite.
-            NotFiniteError: the loss is NaN or infinite; nothing was updated.
+            FeedError: before anything moves. SpecError: a learning rate below 0 or not finite.
+            NotFiniteError: the loss, of one micro-batch even, or the norm of the gradients where they are clipped by it
+                is NaN or infinite; nothing was updated.
         """
         rate = self.optimizer.lr if lr is None else check_rate(lr)
-        result = self._run_training(feeds)
-        if self.manifest["loss"] is not None and not math.isfinite(result.loss):
-            raise NotFiniteError(
-                f"the loss is {result.loss} at step {self.steps + 1} (learning rate {rate:g}); the step was not "
-                f"taken. {self._advice(feeds)}"
-            )
+        batches: list[Any] = list(feeds) if isinstance(feeds, (list, tuple)) else [feeds]
+        if not batches:
+            raise FeedError("there is no micro-batch in the list to step on")
+        before = {name: self._slots[name].numpy() for name in self.manifest["state"]} if len(batches) > 1 else {}
+        try:
+            result = self._run_batches(batches, rate)
+            norm = self._update(rate)
+        except BaseException:
+            for name, array in before.items():
+                self._slots[name].assign(array)
+            raise
         for name in self.manifest["state"]:
             self._slots[name].swap()
-        self._update(rate)
         self.steps += 1
-        return StepResult(result.loss, result.outputs, self.steps)
+        return StepResult(result.loss, result.outputs, self.steps, norm)
 
-    def evaluate(self, feeds: Mapping[str, Any]) -> StepResult:
-        """Loss and outputs in inference mode; the state is untouched."""
+    def _run_batches(self, batches: Sequence[Mapping[str, Any]], rate: float) -> StepResult:
+        """Loss, outputs and gradients of the micro-batches together; the last one's statistics are in the spares."""
+        checked = [self._checked("training_model", feeds) for feeds in batches]
+        if len(checked) == 1:
+            result = self._run_training(checked[0])
+            self._require_finite(result.loss, rate, checked[0])
+            return result
+        parts = accumulation.shares(self.manifest["loss"], checked)
+        results, last = [], len(checked) - 1
+        for number, (feeds, share) in enumerate(zip(checked, parts, strict=True)):
+            results.append(self._run_training(feeds, number))
+            if share:
+                where = f" in micro-batch {number + 1} of {len(checked)}"
+                self._require_finite(results[-1].loss, rate, feeds, where)
+            for slot in self._gradients.values():
+                accumulation.fold(slot, share, number == 0, number == last)
+            for name in self.manifest["state"] if number < last else ():
+                self._slots[name].swap()
+        loss = sum(one.loss * share for one, share in zip(results, parts, strict=True) if share)
+        return StepResult(loss, accumulation.joined([one.outputs for one in results]), self.steps)
+
+    def _require_finite(self, loss: float, rate: float, feeds: Mapping[str, Array], where: str = "") -> None:
+        if self.manifest["loss"] is not None:
+            require_finite_loss(loss, self.steps + 1, rate, where, self.manifest["loss"], feeds)
+
+    def evaluate(self, feeds: Mapping[str, Any], ema: bool = False) -> StepResult:
+        """Loss and outputs in inference mode; the state is untouched.
+
+        Args:
+            ema: with the running averages of the parameters in their place; running statistics are as they are.
+
+        Raises:
+            SpecError: averages are asked for, and the artifacts were compiled without `ema`.
+        """
         if self._evaluation is None:
             self._evaluation = self._runner("eval_model")
-        inputs = self._inputs("eval_model", feeds)
+        inputs = self._inputs(self._checked("eval_model", feeds))
+        if ema:
+            inputs |= {name: self._average(name, slot) for name, slot in ema_slots(self.manifest).items()}
         return self._result("eval_model", self._evaluation.run(inputs, {}))
 
     def gradients(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """The gradient of each trainable by the parameter's own name; the state is untouched."""
-        self._run_training(feeds)
+        self._run_training(self._checked("training_model", feeds))
         return {one["name"]: self._gradients[one["gradient"]].numpy() for one in self.manifest["trainable"]}
 
-    def _advice(self, feeds: Mapping[str, Any]) -> str:
-        """What makes a loss that is not finite go away."""
-        loss = self.manifest["loss"]
-        empty = [name for name, feed in feeds.items() if np.size(feed) == 0]
-        if empty:
-            return f"The mean over no elements has no value: the feed {empty[0]!r} is empty."
-        ignored = loss.get("ignore_index")
-        if loss.get("labels") in feeds and ignored is not None and np.all(np.asarray(feeds[loss["labels"]]) == ignored):
-            return f"The mean over no labels has no value: every label is {ignored}, the ignore_index."
-        return "Try a smaller learning rate, or look at the batch."
+    def _average(self, name: str, slot: str) -> Any:
+        """A running average on the device, in its parameter's dtype."""
+        dtype, average = self._slots[name].array.dtype, self._slots[slot]
+        if average.array.dtype == dtype:
+            return average.current
+        return to_device(average.numpy().astype(dtype), self.device)
 
-    def _run_training(self, feeds: Mapping[str, Any]) -> StepResult:
+    def _run_training(self, feeds: Mapping[str, Array], part: int = 0) -> StepResult:
+        """Gradients into their buffers and the next statistics into the spares; `part`: which micro-batch it is."""
         outputs = {name: slot.current for name, slot in self._gradients.items()}
         outputs |= {after: self._slots[name].spare for name, after in self.manifest["state"].items()}
-        results = self._training.run(self._inputs("training_model", feeds), outputs)
+        results = self._training.run(self._inputs(feeds, part), outputs)
         return self._result("training_model", results)
 
-    def _inputs(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    def _checked(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Array]:
         if graph not in self._checks:
             ports = self.manifest["graphs"][graph]["inputs"]
             given = [port for port in ports if port["role"] in ("user", "label", "cotangent")]
             self._checks[graph] = FeedCheck(given, self.manifest["loss"])
-        values = {name: to_device(array, self.device) for name, array in self._checks[graph](feeds).items()}
+        return self._checks[graph](feeds)
+
+    def _inputs(self, feeds: Mapping[str, Array], part: int = 0) -> dict[str, Any]:
+        values = {name: to_device(array, self.device) for name, array in feeds.items()}
         values |= {name: slot.current for name, slot in self._slots.items()}
         names = self.manifest["names"]
         values[names["step"]] = _scalar(self.steps, np.int64)
         if names["seed"] is not None:
-            values[names["seed"]] = _scalar(self._seed, np.int64)
+            values[names["seed"]] = _scalar(accumulation.seed_of(self._seed, part), np.int64)
         return values
 
     def _result(self, graph: str, results: Mapping[str, Any]) -> StepResult:
@@ -212,14 +264,15 @@ class TrainingSession:
         trained = self.manifest["trainable"]
         parameters = {one["name"]: self._slots[one["name"]].array for one in trained}
         slots = {one["name"]: {s: self._slots[n].array for s, n in one["slots"].items()} for one in trained}
-        return HostOptimizer(self.optimizer, parameters, slots, threads=self._threads or backend.cores())
+        return HostOptimizer(self.plan, parameters, slots, threads=self._threads or backend.cores())
 
-    def _update(self, lr: float) -> None:
+    def _update(self, lr: float) -> float | None:
+        """Move the parameters; the norm of the gradients where they are clipped by it."""
         trained = self.manifest["trainable"]
         if self._updater is not None:
             arrays = {one["name"]: self._gradients[one["gradient"]].array for one in trained}
-            self._updater.step(arrays, lr, self.steps)
-            return
+            norm: float | None = self._updater.step(arrays, lr, self.steps)
+            return norm
         assert self._update_graph is not None
         names = self.manifest["names"]
         moving = [name for one in trained for name in one["next"]]
@@ -227,20 +280,32 @@ class TrainingSession:
         inputs |= {name: slot.current for name, slot in self._gradients.items()}
         inputs |= {names["learning_rate"]: _scalar(lr, np.float32), names["step"]: _scalar(self.steps, np.int64)}
         outputs = {after: self._slots[name].spare for one in trained for name, after in one["next"].items()}
-        self._update_graph.run(inputs, outputs)
+        results = self._update_graph.run(inputs, outputs)
+        norm = float(results[names["gradient_norm"]].numpy()) if self.plan.clip_norm is not None else None
+        if norm is not None:
+            require_finite_norm(norm, self.steps + 1)
         for name in moving:
             self._slots[name].swap()
+        return norm
 
     # --- state -----------------------------------------------------------------------------------------------
 
-    def parameters(self) -> dict[str, Array]:
-        """Every parameter, trained and frozen, by its name in the given file, as copies."""
+    def parameters(self, ema: bool = False) -> dict[str, Array]:
+        """Every parameter, trained and frozen, by its name in the given file, as copies.
+
+        Args:
+            ema: those that train as their running averages.
+
+        Raises:
+            SpecError: averages are asked for, and the artifacts were compiled without `ema`.
+        """
         values = main_values(self.artifacts.model.graph)
+        moved = averages(self.manifest, {name: slot.peek() for name, slot in self._slots.items()}) if ema else {}
         found = {}
         for one in self.manifest["parameters"]:
             name = one["name"]
             if name in self._slots:
-                found[name] = self._slots[name].numpy()
+                found[name] = moved[name] if name in moved else self._slots[name].numpy()
             else:
                 tensor = constant_tensor(values[name])
                 assert tensor is not None
@@ -256,8 +321,8 @@ class TrainingSession:
         Raises:
             NotFiniteError: what was trained holds NaN or infinity. CheckpointError: the file cannot be written.
         """
-        self._require_finite(path)
-        tensors = {name: slot.array if self.device == "cpu" else slot.numpy() for name, slot in self._slots.items()}
+        tensors = {name: slot.peek() for name, slot in self._slots.items()}
+        require_finite_state(tensors.items(), self.steps, path)
         record = {
             "step": self.steps,
             "seed": self._seed,
@@ -279,25 +344,19 @@ class TrainingSession:
         self.steps, self._seed = int(record["step"]), int(record.get("seed", self._seed))
         return dict(record.get("extra", {}))
 
-    def export(self, path: str | os.PathLike[str], keep_marks: bool = False) -> None:
-        """Write the given model with the trained parameters and running statistics in it.
+    def export(self, path: str | os.PathLike[str], keep_marks: bool = False, ema: bool = False) -> None:
+        """Write the given model with the trained parameters, or their running averages, and running statistics in it.
 
         Raises:
+            SpecError: averages are asked for, and the artifacts were compiled without `ema`.
             NotFiniteError: one of them holds NaN or infinity. ArtifactsError: `path` cannot be written, or is a file
             of artifacts.
         """
-        self._require_finite(path)
-        trained = {one["name"] for one in self.manifest["trainable"]} | set(self.manifest["state"])
-        export(self.artifacts.model, {name: self._slots[name].numpy() for name in trained}, path, keep_marks)
-
-    def _require_finite(self, path: str | os.PathLike[str]) -> None:
-        """A gradient may be NaN where the loss is not; the weights that it made are worth nothing."""
-        for name, slot in self._slots.items():
-            if not np.all(np.isfinite(slot.array if self.device == "cpu" else slot.numpy())):
-                raise NotFiniteError(
-                    f"{name!r} is not finite after step {self.steps}, though the loss was; {path} was not written. "
-                    "Try a smaller learning rate, or look at session.gradients(batch)."
-                )
+        moved = [*(one["name"] for one in self.manifest["trainable"]), *self.manifest["state"]]
+        tensors = {name: slot.peek() for name, slot in self._slots.items()}
+        require_finite_state(tensors.items(), self.steps, path)
+        tensors |= averages(self.manifest, tensors) if ema else {}
+        export(self.artifacts.model, {name: np.array(tensors[name]) for name in moved}, path, keep_marks)
 
     def require_loss(self) -> None:
         """Raise where the artifacts were compiled without an objective."""

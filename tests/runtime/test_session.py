@@ -519,7 +519,8 @@ def test_without_a_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_numba_the_graph_optimizer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "gradcut.runtime.host_optimizer")
+    for name in ("host_optimizer", "host_updates", "kernels"):
+        monkeypatch.delitem(sys.modules, f"gradcut.runtime.{name}", raising=False)
     original = builtins.__import__
 
     def refuse(name: str, *rest: Any, **more: Any) -> Any:

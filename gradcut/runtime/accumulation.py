@@ -1,0 +1,68 @@
+"""Several micro-batches as one large batch: what each counts, what it draws, what comes out of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradcut.runtime import averaging
+from gradcut.runtime.backend import Slot, to_device
+
+Array = np.ndarray[Any, Any]
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: seeds that a person picks are not apart by multiples of it
+
+
+def shares(loss: Mapping[str, Any] | None, batches: Sequence[Mapping[str, Array]]) -> list[float]:
+    """The factor of each micro-batch's loss and gradients in the large batch's.
+
+    A mean over the large batch is the mean of the micro-batches' means, each by how much it was averaged over
+    (`averaging.weight`, the one place that knows). Without a loss the cotangents are fed, and gradients add up.
+    """
+    if loss is None:
+        return [1.0] * len(batches)
+    weights = [averaging.weight(loss, batch) for batch in batches]
+    total = sum(weights)
+    return [weight / total if total else 1.0 / len(batches) for weight in weights]
+
+
+def seed_of(seed: int, part: int) -> int:
+    """What micro-batch `part` draws with: the seed itself for the first, so that one is a plain step."""
+    return (seed + part * _GOLDEN + 2**63) % 2**64 - 2**63
+
+
+def fold(slot: Slot, share: float, first: bool, last: bool) -> None:
+    """Take a gradient that a run has written into the sum; after the last, the sum is the slot's value.
+
+    On CPU in place, with the slot's own spare as the sum's memory. A share of 0 takes nothing, not even NaN.
+    """
+    if slot.device != "cpu":
+        _fold_through_host(slot, share, first, last)
+        return
+    if share:
+        slot.array *= share
+    else:
+        slot.array[...] = 0
+    if not first:
+        slot.array += slot.other
+    if not last:
+        slot.swap()
+
+
+def _fold_through_host(slot: Slot, share: float, first: bool, last: bool) -> None:
+    """The slot's array, which a device does not read, holds the sum."""
+    part = slot.current.numpy() * slot.array.dtype.type(share) if share else 0
+    slot.array[...] = part if first else slot.array + part
+    if last:
+        slot.current = to_device(slot.array, slot.device)
+
+
+def joined(outputs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Each output end to end along axis 0; one that does not fit together (a scalar) is the last micro-batch's."""
+    return {name: _concatenated([one[name] for one in outputs]) for name in outputs[-1]}
+
+
+def _concatenated(parts: Sequence[Array]) -> Array:
+    fits = all(part.ndim and part.shape[1:] == parts[-1].shape[1:] for part in parts)
+    return np.concatenate(parts) if fits and len(parts) > 1 else parts[-1]
