@@ -22,7 +22,7 @@ from gradcut.passes import Pass, Simplify
 from gradcut.passes.base import FROZEN, LOSS, read_json
 from gradcut.passes.pipeline import collection_held
 from gradcut.source import Source, own
-from gradcut.text import human, join_names
+from gradcut.text import counted, human, join_names
 
 #: What is said of artifacts without an objective, by every command.
 NO_LOSS = "these artifacts have no loss; compile with one: gradcut compile ... --loss cross_entropy"
@@ -91,6 +91,7 @@ class Summary:
         modes = list(self.manifest["batch_norm"].values())
         if modes:
             yield "batch norm", _modes(modes)
+        yield from _updates(self.manifest)
         if self.manifest["loss"] is None:
             yield "loss", NO_LOSS
 
@@ -120,6 +121,22 @@ class Summary:
         if mine == full:
             return ", as in full training"
         return f"; {human(full, unit)} in full training ({mine / max(full, 1):.0%})"
+
+
+def _updates(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What an update does beside the optimizer."""
+    said = manifest["optimizer"]
+    for number, group in enumerate(said["groups"]):
+        options = ", ".join(f"{name}={value}" for name, value in group["options"].items())
+        members = sum(number in one["groups"] for one in manifest["trainable"])
+        yield "group", f"{group['pattern']}: {options} ({counted(members, 'tensor')})"
+    if said["no_decay"]:
+        yield "no decay", f"{counted(len(said['no_decay']), 'tensor')}: {join_names(said['no_decay'], 4)}"
+    for name, what in (("clip_value", "each element"), ("clip_norm", "the norm of all gradients")):
+        if said[name] is not None:
+            yield "clip", f"{what} to {said[name]:g}"
+    if said["ema"] is not None:
+        yield "averages", f"of {counted(len(manifest['trainable']), 'tensor')}, by {said['ema']:g}; export --ema"
 
 
 def summarize(

@@ -233,6 +233,60 @@ def test_what_is_no_artifacts_is_never_overwritten(small: Path, tmp_path: Path) 
     assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 
+def test_updates_are_said_and_trained_by_the_command_line(small: Path, tmp_path: Path) -> None:
+    """The command line's manifest is that of the same words in Python."""
+    folder, data = tmp_path / "d", tmp_path / "f.npz"
+    np.savez(data, x=np.ones((8, 3), np.float32), labels=np.ones((8, 2), np.float32))
+    options = (
+        "--optimizer",
+        "adam:lr=1e-2,weight_decay=0.1",
+        "--group",
+        "w1:lr=1e-3,beta1=0.8",
+        "--group",
+        "w*:eps=1e-6",
+    )
+    more = ("--no-decay", "--clip-norm", 1.0, "--clip-value", 0.5, "--ema", 0.5)
+    said = good("compile", small, "--loss", "mse", *options, *more, "-o", folder)
+    rows = [line for line in said.out.splitlines() if line.startswith(("group", "clip", "averages"))]
+    assert [" ".join(row.split()) for row in rows] == [
+        "group w1: lr=0.001, beta1=0.8 (1 tensor)",
+        "group w*: eps=1e-06 (2 tensors)",
+        "clip each element to 0.5",
+        "clip the norm of all gradients to 1",
+        "averages of 2 tensors, by 0.5; export --ema",
+    ]
+    artifacts = gradcut.compile(
+        small,
+        "mse",
+        optimizer=gradcut.Adam(lr=1e-2, weight_decay=0.1),
+        groups={"w1": {"lr": 1e-3, "beta1": 0.8}, "w*": {"eps": 1e-6}},
+        no_decay=True,
+        clip_norm=1.0,
+        clip_value=0.5,
+        ema=0.5,
+    )
+    written = json.loads((folder / "manifest.json").read_text())
+    assert {**artifacts.manifest, "files": written["files"]} == written
+    good("train", folder, "--data", data, "--epochs", 3, "--batch-size", 4)
+    good("export", folder, "-o", tmp_path / "plain.onnx")
+    good("export", folder, "-o", tmp_path / "ema.onnx", "--ema")
+    running = gradcut.TrainingSession(folder)
+    for name, expected in (("plain", running.parameters()), ("ema", running.parameters(ema=True))):
+        held = {
+            one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / f"{name}.onnx").graph.initializer
+        }
+        for key, array in expected.items():
+            np.testing.assert_array_equal(held[key], array)
+    assert (tmp_path / "plain.onnx").read_bytes() != (tmp_path / "ema.onnx").read_bytes()
+
+
+def test_averages_that_were_not_kept_are_not_exported(small: Path, tmp_path: Path) -> None:
+    good("compile", small, "--loss", "mse", "-o", tmp_path / "d")
+    line = "there are no running averages; compile with --ema 0.999 (in Python, ema=0.999) to keep them"
+    assert refused("export", tmp_path / "d", "-o", tmp_path / "e.onnx", "--ema") == line
+    assert not (tmp_path / "e.onnx").exists()
+
+
 MISTAKES = {
     "no file": (["nope.onnx"], "nope.onnx: there is no such file"),
     "no loss of that name": (
@@ -247,7 +301,26 @@ MISTAKES = {
         ["MODEL", "--loss", "mse", "--stop-at", "hh"],
         "'hh' matches no value and no module scope. Nearest: h.",
     ),
-    "optimizer": (["MODEL", "--optimizer", "adan"], None),
+    "optimizer": (
+        ["MODEL", "--optimizer", "adan"],
+        "'adan' is no optimizer. Nearest: adam. There are sgd, adamw, adam, rmsprop, adagrad, lars, lamb.",
+    ),
+    "group": (
+        ["MODEL", "--loss", "mse", "--group", "w7:lr=1e-2"],
+        "'w7' matches no parameter that trains and no module scope of one (--group). Nearest: w2, w1.",
+    ),
+    "group option": (
+        ["MODEL", "--loss", "mse", "--optimizer", "sgd", "--group", "w1:momentom=0.9"],
+        "group 'w1': 'momentom' is no option of sgd. Nearest: momentum. There are lr, momentum, dampening, "
+        "weight_decay, nesterov, maximize.",
+    ),
+    "group text": (
+        ["MODEL", "--loss", "mse", "--group", "w1"],
+        "'w1' is not a group; write PATTERN:option=value,..., such as 'head.*:lr=1e-2'",
+    ),
+    "clip norm": (["MODEL", "--clip-norm", "0"], "clip_norm must be above 0, or left out, and is 0.0"),
+    "clip value": (["MODEL", "--clip-value", "nan"], "clip_value is a finite number, not nan"),
+    "ema": (["MODEL", "--ema", "1.5"], "ema must be from 0 to below 1, such as 0.999, and is 1.5"),
     "target": (["MODEL", "--target", "tpu"], None),
     "batch norm": (["MODEL", "--batch-norm", "off"], None),
     "nothing trains": (["MODEL", "--freeze", "*"], None),
