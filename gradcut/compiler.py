@@ -75,7 +75,7 @@ class Request:
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        self.update  # noqa: B018  what cannot be is said before anything is done
+        _ = self.update  # what cannot be is said before anything is done
 
     @property
     def update(self) -> UpdateRequest:

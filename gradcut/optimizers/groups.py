@@ -89,7 +89,7 @@ class UpdateRequest:
     def resolve(
         self, graph: ir.Graph, trained: Collection[str], is_bias_or_norm: Callable[[str], bool]
     ) -> tuple[UpdatePlan, dict[str, list[int]], list[str]]:
-        """The plan; the numbers of the groups of each parameter; the parameters that decay by no word of a group.
+        """The plan; the numbers of the groups of each parameter; the parameters that `no_decay` spares.
 
         Args:
             trained: what is updated.
@@ -98,14 +98,14 @@ class UpdateRequest:
         Raises:
             PatternError: a group matches nothing that trains.
         """
-        spared = [name for name in trained if is_bias_or_norm(name)] if self.no_decay else []
+        spared = dict.fromkeys(name for name in trained if self.no_decay and is_bias_or_norm(name))
         own = {name: self._without_decay() if name in spared else self.optimizer for name in trained}
         member: dict[str, list[int]] = {name: [] for name in trained}
         for number, group in enumerate(self.groups):
             for name in _matched(group.pattern, graph, trained):
                 own[name] = self._with(own[name], group)
                 member[name].append(number)
-        return self._plan(own), member, spared
+        return self._plan(own), member, list(spared)
 
     def said(self) -> dict[str, Any]:
         """What is asked beside an optimizer alone, by the names of the options."""

@@ -188,7 +188,7 @@ class TrainingSession:
         return self._result("eval_model", self._evaluation.run(inputs, {}))
 
     def gradients(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """The gradient of each trainable by the parameter's own name; the state is untouched."""
+        """The gradient of each trainable, not clipped, by the parameter's own name; the state is untouched."""
         self._run_training(self._checked("training_model", feeds))
         return {one["name"]: self._gradients[one["gradient"]].numpy() for one in self.manifest["trainable"]}
 

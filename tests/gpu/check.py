@@ -40,16 +40,19 @@ def main() -> int:
 
 def check(path: Path, train: list[str] | None) -> list[str]:
     """What differs between the two devices for one model and mask."""
-    artifacts = gradcut.compile(path, loss="cross_entropy", train=train, optimizer=gradcut.SGD(lr=1e-2))
+    artifacts = gradcut.compile(
+        path, loss="cross_entropy", train=train, optimizer=gradcut.SGD(lr=1e-2), clip_norm=10.0, ema=0.9
+    )
     feeds = _feeds(artifacts)
     cpu = gradcut.TrainingSession(artifacts, device="cpu")
     cuda = gradcut.TrainingSession(artifacts, device="cuda", provider_options=EXACT)
     problems = _differences("gradient", cpu.gradients(feeds), cuda.gradients(feeds))
-    for _ in range(STEPS):
-        a, b = cpu.step(feeds).loss, cuda.step(feeds).loss
+    for given in (*[feeds] * STEPS, [feeds, feeds]):  # the last in two micro-batches
+        a, b = cpu.step(given).loss, cuda.step(given).loss
         if abs(a - b) > TOLERANCE * max(1.0, abs(a)):
             problems.append(f"loss {b} on CUDA, {a} on the CPU")
     problems += _differences("parameter", cpu.parameters(), cuda.parameters())
+    problems += _differences("average of", cpu.parameters(ema=True), cuda.parameters(ema=True))
     away = [name for name, slot in cuda._slots.items() if slot.current.device_name().lower() != "cuda"]
     problems += [f"{name} left the device" for name in away]
     print(f"           on the CPU in a step: {_fallen(artifacts, feeds) or 'nothing'}")
