@@ -463,3 +463,34 @@ def test_equal_requests_give_equal_bytes(tmp_path: Path) -> None:
         everything("lamb").save(tmp_path / folder)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+def test_artifacts_that_say_nothing_of_it_train_as_they_did() -> None:
+    """A manifest from before there were groups, clipping and averages."""
+    artifacts = gradcut.compile(FED, train=["a", "c", "e"], optimizer=OPTIMIZERS["adamw"])
+    manifest = json.loads(json.dumps(artifacts.manifest))
+    manifest["optimizer"] = {key: manifest["optimizer"][key] for key in ("spec", "name", "lr")}
+    del manifest["names"]["gradient_norm"]
+    for one in manifest["trainable"]:
+        del one["optimizer"], one["groups"]
+    for kind in ("host", "graph"):
+        now = gradcut.TrainingSession(artifacts, threads=1, optimizer_backend=kind)
+        then = gradcut.TrainingSession(
+            dataclasses.replace(artifacts, manifest=manifest), threads=1, optimizer_backend=kind
+        )
+        for _, gradients in fed_gradients(3):
+            now.step(fed(gradients)), then.step(fed(gradients))
+        assert state(now) == state(then)
+
+
+@every_optimizer
+def test_the_host_and_the_graph_do_the_same_to_a_model(name: str) -> None:
+    host, graph = (
+        gradcut.TrainingSession(everything(name), threads=1, optimizer_backend=kind) for kind in ("host", "graph")
+    )
+    for seed in range(10):
+        parts = [feeds(seed=seed), feeds(rows=2, seed=50 + seed)]
+        one, other = host.step(parts), graph.step(parts)
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    for key, slot in host._slots.items():
+        np.testing.assert_allclose(graph._slots[key].numpy(), slot.numpy(), rtol=1e-4, atol=1e-5, err_msg=key)
