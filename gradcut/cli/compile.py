@@ -28,7 +28,9 @@ def command(
     stop_at: Annotated[
         list[str] | None, typer.Option(metavar="P", help="Values, scopes or value->node where gradients stop.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(metavar="SPEC", help="adamw:lr=1e-3, sgd:lr=0.1,momentum=0.9.")] = "adamw",
+    optimizer: Annotated[
+        str, typer.Option(metavar="SPEC", help="adamw:lr=1e-3; sgd, adam, rmsprop, adagrad, lars, lamb.")
+    ] = "adamw",
     group: Annotated[
         list[str] | None, typer.Option(metavar="P:OPTIONS", help="Options of some parameters: 'head.*:lr=1e-2'.")
     ] = None,
