@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.errors import FeedError, GradcutError, MissingExtraError
+from gradcut.runtime.memory import returned_at_once
 
 try:
     import onnxruntime as ort
@@ -92,7 +93,8 @@ class Runner:
         providers = [provider] if device == "cpu" else [provider, DEVICES["cpu"]]
         slower = list(_SLOWER) if device == "cpu" else []
         try:
-            self.session = ort.InferenceSession(source, settings, providers=providers, disabled_optimizers=slower)
+            with returned_at_once():
+                self.session = ort.InferenceSession(source, settings, providers=providers, disabled_optimizers=slower)
         except Exception as error:
             raise GradcutError(f"onnxruntime does not take the emitted graph: {error}") from error
         if DEVICES[device] not in self.session.get_providers():
