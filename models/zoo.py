@@ -12,9 +12,8 @@ writes.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +21,22 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from torch import nn
 
-Inputs = dict[str, np.ndarray]
+from models.audio import audio_cnn, whisper
+from models.common import (
+    Inputs,
+    answer_tokens,
+    class_labels,
+    float_inputs,
+    next_tokens,
+    pair_inputs,
+    pixel_labels,
+    seeded,
+    token_inputs,
+)
+from models.language import bert, gpt2, t5
+from models.vision import Digits, convnext, mlp, mobilenet_v2, resnet18, unet, vit
 
 MODELS = Path(__file__).resolve().parent
 OPSET = 21
@@ -39,96 +49,8 @@ DIGITS_DOC = (
     "Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository, "
     "https://doi.org/10.24432/C50P49, CC BY 4.0, as scikit-learn ships it; pixels scaled to 0..1."
 )
-
-
-class Digits(nn.Module):
-    """Three convolutions on [N, 1, 8, 8] images, 256 features, and a linear head of ten classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[tuple[str, nn.Module]] = []
-        for index, (before, after) in enumerate([(1, 32), (32, 64), (64, 64)], start=1):
-            layers += [
-                (f"conv{index}", nn.Conv2d(before, after, 3, padding=1, bias=False)),
-                (f"bn{index}", nn.BatchNorm2d(after)),
-                (f"relu{index}", nn.ReLU()),
-            ]
-            if index > 1:
-                layers.append((f"pool{index}", nn.AvgPool2d(2)))
-        layers.append(("flatten", nn.Flatten()))
-        self.encoder = nn.Sequential(OrderedDict(layers))
-        self.head = nn.Linear(256, 10)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Image [N, 1, 8, 8] -> logits [N, 10]."""
-        return self.head(self.encoder(image))
-
-
-class Mlp(nn.Module):
-    """64 features, two hidden layers of 128 (ReLU, then Tanh), ten classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.Tanh())
-        self.head = nn.Linear(128, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [N, 64] -> logits [N, 10]."""
-        return self.head(self.body(x))
-
-
-class Bert(BertForSequenceClassification):
-    """A BERT classifier that returns the logits alone; a subclass, so that parameter names get no prefix."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids and mask [N, T], int64 -> logits [N, classes]."""
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is projected where the shape changes (He et al., 2015)."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            projection = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, before, H, W] -> [N, after, H / stride, W / stride]."""
-        inner = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
-
-
-class ResNet18(nn.Module):
-    """ResNet-18: stem, four stages of two basic blocks, global average, one linear layer."""
-
-    def __init__(self, width: int = 64, classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = self._stage(width, width, 1)
-        self.layer2 = self._stage(width, 2 * width, 2)
-        self.layer3 = self._stage(2 * width, 4 * width, 2)
-        self.layer4 = self._stage(4 * width, 8 * width, 2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width, classes)
-
-    @staticmethod
-    def _stage(before: int, after: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(BasicBlock(before, after, stride), BasicBlock(after, after, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Image [N, 3, H, W] -> logits [N, classes]."""
-        stem = self.maxpool(F.relu(self.bn1(self.conv1(image))))
-        features = self.layer4(self.layer3(self.layer2(self.layer1(stem))))
-        return self.fc(torch.flatten(self.avgpool(features), 1))
+TEXT = {1: "sequence"}
+Axes = Mapping[str, Mapping[int, str]]
 
 
 @dataclass(frozen=True)
@@ -137,52 +59,23 @@ class ZooModel:
 
     name: str
     build: Callable[[], nn.Module]  # in eval mode, with the same weights on every call
-    inputs: Callable[[int, int], Inputs]  # (batch, seed) -> arrays by the graph's input names
+    inputs: Callable[..., Inputs]  # (batch, seed, **sizes) -> arrays by the graph's input names
     classes: int
     output: str = OUTPUT
     doc: str = ""
+    axis: int = 1  # of the classes in the output
+    labels: Callable[[Inputs, int, int], np.ndarray] = class_labels  # (inputs, seed, classes) -> class numbers
+    dynamic: Axes = field(default_factory=dict)  # axes beside the first whose size is known only at run time
 
     @property
     def input_names(self) -> list[str]:
         """The graph's inputs, in order."""
         return list(self.inputs(1, 0))
 
-
-def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Build in eval mode with torch's generator at `seed`, and leave that generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build().eval()
-
-
-def mlp() -> nn.Module:
-    """64-128-128-10 with ReLU and Tanh."""
-    return seeded(Mlp)
-
-
-def bert(hidden: int, layers: int, vocabulary: int, classes: int = 3) -> nn.Module:
-    """A BERT with heads of 64 channels and attention in plain matrix products."""
-    config = BertConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        intermediate_size=4 * hidden,
-        vocab_size=vocabulary,
-        num_labels=classes,
-        attn_implementation="eager",
-    )
-    return seeded(partial(Bert, config))
-
-
-def resnet18(width: int = 64, classes: int = 10) -> nn.Module:
-    """ResNet-18 whose running statistics are away from 0 and 1, as a trained one's are."""
-    module = seeded(partial(ResNet18, width, classes))
-    generator = torch.Generator().manual_seed(1)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0.0, 0.1, generator=generator)
-            layer.running_var.uniform_(0.5, 1.5, generator=generator)
-    return module
+    @property
+    def loss(self) -> str:
+        """The loss that `labels` are for, as gradcut's text."""
+        return "cross_entropy" if self.axis == 1 and self.labels is class_labels else f"cross_entropy:axis={self.axis}"
 
 
 def digits() -> nn.Module:
@@ -195,21 +88,6 @@ def digits() -> nn.Module:
     return module
 
 
-def float_inputs(batch: int, seed: int, shape: tuple[int, ...], low: float = 0.0, name: str = "image") -> Inputs:
-    """Uniform values in [low, 1)."""
-    values = np.random.default_rng(seed).uniform(low, 1.0, (batch, *shape))
-    return {name: values.astype(np.float32)}
-
-
-def token_inputs(batch: int, seed: int, vocabulary: int, length: int = 32) -> Inputs:
-    """Random tokens; rows end at different lengths, so that the mask matters."""
-    generator = np.random.default_rng(seed)
-    ends = generator.integers(length // 2, length + 1, (batch, 1))
-    mask = (np.arange(length) < ends).astype(np.int64)
-    tokens = generator.integers(1, vocabulary, (batch, length), dtype=np.int64)
-    return {"input_ids": tokens * mask, "attention_mask": mask}
-
-
 _ENTRIES = [
     ZooModel("digits", digits, partial(float_inputs, shape=(1, 8, 8)), 10, doc=DIGITS_DOC),
     ZooModel("mlp", mlp, partial(float_inputs, shape=(64,), low=-1.0, name="x"), 10),
@@ -217,6 +95,30 @@ _ENTRIES = [
     ZooModel("bert_mini", partial(bert, 256, 4, 30522), partial(token_inputs, vocabulary=30522, length=128), 3),
     ZooModel("resnet18", resnet18, partial(float_inputs, shape=(3, 64, 64), low=-1.0), 10),
     ZooModel("resnet18_small", partial(resnet18, 8), partial(float_inputs, shape=(3, 32, 32), low=-1.0), 10),
+    ZooModel("mobilenet_v2_small", mobilenet_v2, partial(float_inputs, shape=(3, 32, 32), low=-1.0), 5),
+    ZooModel("convnext_tiny", convnext, partial(float_inputs, shape=(3, 32, 32), low=-1.0), 5),
+    ZooModel("vit_tiny", vit, partial(float_inputs, shape=(3, 16, 16), low=-1.0), 5),
+    ZooModel("unet_tiny", unet, partial(float_inputs, shape=(3, 18, 26), low=-1.0), 4, labels=pixel_labels),
+    ZooModel("audio_cnn", audio_cnn, partial(float_inputs, shape=(1, 512), low=-1.0, name="wave"), 5),
+    ZooModel("whisper_tiny", whisper, partial(float_inputs, shape=(8, 32), low=-1.0, name="input_features"), 5),
+    ZooModel(
+        "gpt2_tiny",
+        partial(gpt2, 97),
+        partial(token_inputs, vocabulary=97, length=12),
+        97,
+        axis=-1,
+        labels=next_tokens,
+        dynamic={"input_ids": TEXT, "attention_mask": TEXT},
+    ),
+    ZooModel(
+        "t5_tiny",
+        partial(t5, 97),
+        partial(pair_inputs, vocabulary=97),
+        97,
+        axis=-1,
+        labels=answer_tokens,
+        dynamic={"input_ids": TEXT, "attention_mask": TEXT, "decoder_input_ids": {1: "answer"}},
+    ),
 ]
 ZOO = {entry.name: entry for entry in _ENTRIES}
 
@@ -226,34 +128,43 @@ def torch_module(name: str) -> nn.Module:
     return ZOO[name].build()
 
 
-def example_inputs(name: str, batch: int = 4, seed: int = 0) -> Inputs:
-    """Inputs of the model as numpy arrays by the graph's input names."""
-    return ZOO[name].inputs(batch, seed)
+def example_inputs(name: str, batch: int = 4, seed: int = 0, **sizes: int) -> Inputs:
+    """Inputs of the model as numpy arrays by the graph's input names; `sizes` are those of its dynamic axes."""
+    return ZOO[name].inputs(batch, seed, **sizes)
 
 
-def example_labels(name: str, batch: int = 4, seed: int = 0) -> np.ndarray:
-    """Random class numbers, int64 [batch]."""
-    return np.random.default_rng(seed).integers(0, ZOO[name].classes, batch, dtype=np.int64)
+def example_labels(name: str, batch: int = 4, seed: int = 0, **sizes: int) -> np.ndarray:
+    """Random class numbers, int64: [batch], or one for each token or pixel, some of them -100."""
+    entry = ZOO[name]
+    return entry.labels(entry.inputs(batch, seed, **sizes), seed, entry.classes)
 
 
 def export(name: str, path: str | Path, opset: int = OPSET, module: nn.Module | None = None) -> Path:
     """Write the model `name`, or `module` in its place, as one ONNX file; returns the path."""
-    return export_module(module or torch_module(name), example_inputs(name), path, opset, ZOO[name].doc)
+    entry = ZOO[name]
+    return export_module(module or torch_module(name), example_inputs(name), path, opset, entry.doc, entry.dynamic)
 
 
-def export_module(module: nn.Module, inputs: Inputs, path: str | Path, opset: int = OPSET, doc: str = "") -> Path:
+def export_module(
+    module: nn.Module,
+    inputs: Inputs,
+    path: str | Path,
+    opset: int = OPSET,
+    doc: str = "",
+    dynamic: Axes | None = None,
+    output: str = OUTPUT,
+) -> Path:
     """Write any module with one output as one ONNX file whose first axis is dynamic; it is left in eval mode.
 
     `optimize=False` is what keeps the file trainable: the exporter's optimizer folds weights into nameless
-    constants and BatchNormalization into Conv.
+    constants and BatchNormalization into Conv. `dynamic` names further axes, by input and number.
     """
-    batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         module.eval(),
         kwargs={name: torch.from_numpy(array) for name, array in inputs.items()},
-        dynamic_shapes={name: {0: batch} for name in inputs},
+        dynamic_shapes=_dimensions(inputs, dynamic or {}),
         input_names=list(inputs),
-        output_names=[OUTPUT],
+        output_names=[output],
         opset_version=opset,
         dynamo=True,
         optimize=False,
@@ -266,6 +177,13 @@ def export_module(module: nn.Module, inputs: Inputs, path: str | Path, opset: in
     onnx.checker.check_model(proto, full_check=True)
     onnx.save_model(proto, path)
     return Path(path)
+
+
+def _dimensions(inputs: Inputs, dynamic: Axes) -> dict[str, dict[int, torch.export.Dim]]:
+    """The dynamic axes of each input; equal names are one size. A model with places bounds its sequence itself."""
+    axes = {name: {0: "batch", **dynamic.get(name, {})} for name in inputs}
+    sizes = {size: torch.export.Dim(size) for named in axes.values() for size in named.values()}
+    return {name: {axis: sizes[size] for axis, size in named.items()} for name, named in axes.items()}
 
 
 def _drop_stack_traces(proto: onnx.ModelProto) -> None:

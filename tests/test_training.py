@@ -6,32 +6,22 @@ A case trains a part of a model; batch norms whose scale or bias is asked to tra
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 import gradcut
-from models import zoo
-from tests.exported import exported
-
-torch.set_num_threads(1)
-#: ResNet's last stage is 1x1: batch norm over few rows is chaotic in float32, torch against itself too.
-BATCH = {"resnet18_small": 32}
-
-
-@dataclass(frozen=True)
-class Case:
-    """What trains: `train` and `freeze` as gradcut's patterns, `stop` as module scopes whose output is detached."""
-
-    train: Sequence[str] | None = None
-    freeze: Sequence[str] = ()
-    stop: Sequence[str] = ()
-
+from tests.against_torch import (
+    Case,
+    check_frozen,
+    check_gradients,
+    check_statistics,
+    compiled,
+    feeds,
+    torch_gradients,
+    torch_loss,
+    torch_model,
+)
 
 BERT = "bert.encoder.layer"
 CASES: dict[str, dict[str, Case]] = {
@@ -72,71 +62,12 @@ IDS = [(model, case) for model, cases in CASES.items() for case in cases]
 every_case = pytest.mark.parametrize(("model", "case"), IDS, ids=[f"{m}-{c}" for m, c in IDS])
 
 
-def selected(case: Case, names: Sequence[str]) -> set[str]:
-    """The parameters that a case asks to train; written anew, for names of torch's."""
-    hit = lambda pattern, name: (
-        name.endswith(pattern[1:]) if pattern[0] == "*" else name.startswith(pattern.rstrip("*").rstrip(".") + ".")
-    )
-    train = [name for name in names if case.train is None or any(hit(p, name) for p in case.train)]
-    return set(train) - set(case.freeze)
-
-
-def torch_model(model: str, case: Case, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The zoo's module with the case's freezes, modes and detached outputs."""
-    module = zoo.torch_module(model).to(dtype)
-    chosen = selected(case, [name for name, _ in module.named_parameters()])
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in chosen)
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.train(layer.weight.requires_grad or layer.bias.requires_grad)
-    for name in case.stop:
-        module.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: output.detach())
-    return module
-
-
-def batch(model: str, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    size = BATCH.get(model, 8)
-    return zoo.example_inputs(model, size, seed), zoo.example_labels(model, size, seed)
-
-
-def torch_loss(module: nn.Module, model: str, seed: int) -> torch.Tensor:
-    inputs, labels = batch(model, seed)
-    dtype = next(module.parameters()).dtype
-    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    return cross_entropy(module(**tensors), torch.from_numpy(labels))
-
-
-def torch_gradients(model: str, case: Case, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    module = torch_model(model, case, dtype)
-    torch_loss(module, model, 0).backward()
-    return {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
-
-
-def compiled(model: str, case: Case, optimizer: gradcut.SGD | None = None) -> gradcut.TrainingArtifacts:
-    return gradcut.compile(
-        exported(model), "cross_entropy", case.train, case.freeze, case.stop, optimizer or gradcut.SGD(lr=0.01)
-    )
-
-
-def feeds(model: str, seed: int) -> dict[str, np.ndarray]:
-    inputs, labels = batch(model, seed)
-    return {**inputs, "labels": labels}
-
-
 @every_case
 def test_each_gradient_is_as_near_to_float64_as_torch_float32_is(model: str, case: str) -> None:
     exact, single = (torch_gradients(model, CASES[model][case], kind) for kind in (torch.float64, torch.float32))
     session = gradcut.TrainingSession(compiled(model, CASES[model][case]), threads=1)
     actual = session.gradients(feeds(model, 0))
-    assert actual.keys() == exact.keys()  # a parameter behind a mark has none, on both sides
-    norm = np.linalg.norm
-    largest = max(norm(g) for g in exact.values())
-    for name, g in exact.items():
-        own_error = norm(single[name] - g) / max(norm(g), 1e-30)
-        bound = max(1e-4, min(1e-2, 10 * own_error)) * max(norm(g), 1e-4 * largest)
-        assert norm(actual[name] - g) <= bound, f"{name}: {norm(actual[name] - g):.3g} > {bound:.3g}"
+    check_gradients(actual, exact, single)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["plain", "momentum"])
@@ -157,27 +88,3 @@ def test_five_sgd_steps_follow_torch(model: str, case: str, momentum: float) -> 
         assert session.step(feeds(model, seed)).loss == pytest.approx(loss.item(), abs=1e-4)
     check_statistics(session, module)
     check_frozen(session, given)
-
-
-def check_statistics(session: gradcut.TrainingSession, module: nn.Module) -> None:
-    """Running means and variances are torch's; those of a batch norm in inference mode are no state at all."""
-    training = {
-        f"{name}.{kind}"
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
-        for kind in ("running_mean", "running_var")
-    }
-    assert set(session.manifest["state"]) == training
-    saved = statistics(session)
-    for name in training:
-        np.testing.assert_allclose(saved[name], module.state_dict()[name].numpy(), rtol=1e-3, atol=1e-5, err_msg=name)
-
-
-def statistics(session: gradcut.TrainingSession) -> dict[str, np.ndarray]:
-    return {name: session._slots[name].numpy() for name in session.manifest["state"]}
-
-
-def check_frozen(session: gradcut.TrainingSession, given: dict[str, torch.Tensor]) -> None:
-    trained = set(session.artifacts.trainable)
-    for name, array in session.parameters().items():
-        assert (name in trained) or array.tobytes() == given[name].numpy().tobytes(), name
