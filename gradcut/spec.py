@@ -117,13 +117,27 @@ def _parameters_of(
 
 
 def _parameters_by_scope(graph: ir.Graph, parameters: Collection[str]) -> dict[str, list[str]]:
-    """The parameters of each scope: those whose name begins with it, and those that its nodes read."""
+    """The parameters of each scope: those whose name begins with it, and those that its nodes read; aliases too."""
     found: dict[str, list[str]] = defaultdict(list)
     for scope, nodes in scopes(graph).items():
         found[scope] += [name for name in _read_in(nodes) if name in parameters]
     for parameter in parameters:
         for scope in _ancestors(parameter)[:-1]:
             found[scope].append(parameter)
+    for alias, names in _aliases(graph, parameters).items():
+        found[alias] += names
+    return dict(found)
+
+
+def _aliases(graph: ir.Graph, parameters: Collection[str]) -> dict[str, list[str]]:
+    """What a parameter is called in the other modules that it is tied into: a file has one of its names alone."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for node in graph.all_nodes():
+        scope = node_scope(node)
+        for name in _read_in([node]) if scope else ():
+            alias = f"{scope}.{name.rpartition('.')[2]}"
+            if name in parameters and alias not in parameters and not name.startswith(f"{scope}."):
+                found[alias].append(name)
     return dict(found)
 
 

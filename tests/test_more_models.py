@@ -27,6 +27,7 @@ from tests.against_torch import (
     torch_loss,
     torch_model,
 )
+from tests.exported import exported
 
 BIASES = Case(["*.bias"])
 CASES: dict[str, dict[str, Case]] = {
@@ -169,3 +170,20 @@ def test_each_case_of_a_model_trains_something_else(model: str) -> None:
     chosen = [frozenset(selected(case, names)) for case in CASES[model].values()]
     assert all(chosen)
     assert len(set(chosen)) == len(chosen)
+
+
+@pytest.mark.xdist_group("t5_tiny")
+@pytest.mark.parametrize(
+    "pattern", ["lm_head.weight", "encoder.embed_tokens.weight", "*.embed_tokens.*", "decoder.embed_tokens"]
+)
+def test_a_tied_parameter_answers_to_each_of_its_names(pattern: str) -> None:
+    path, loss = exported("t5_tiny"), zoo.ZOO["t5_tiny"].loss
+    assert gradcut.compile(path, loss, train=[pattern]).trainable == ("lm_head.weight",)
+    rest = set(gradcut.compile(path, loss).trainable) - {"lm_head.weight"}
+    assert set(gradcut.compile(path, loss, freeze=[pattern]).trainable) == rest
+
+
+@pytest.mark.xdist_group("t5_tiny")
+def test_an_alias_is_no_name_that_a_parameter_does_not_have() -> None:
+    with pytest.raises(gradcut.GradcutError, match=r"'encoder\.embed_tokens\.bias' matches no parameter"):
+        gradcut.compile(exported("t5_tiny"), zoo.ZOO["t5_tiny"].loss, train=["encoder.embed_tokens.bias"])
