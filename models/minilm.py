@@ -1,7 +1,7 @@
 """Fine-tune MiniLM for sentence similarity: `python -m models.minilm`.
 
 One graph reads two sentences with one encoder and gives their cosine similarity. `models/pairs.tsv` holds pairs with a
-score from 0 to 1: a third from everyday life, the rest from the tickets of a maker of coffee machines, in words that
+score from 0 to 1: some from everyday life, most from the tickets of a maker of coffee machines, in words that
 MiniLM cannot know: "the red drop" asks for descaling, "E4" is a jammed grinder, "the cloud" is the milk frother. The
 last two of the six layers train; embeddings and four layers are frozen, and compiled as inference. A quarter of the
 pairs is held out.
