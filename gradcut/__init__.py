@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradcut import errors, passes
+    from gradcut import errors, losses, passes
     from gradcut.activity import Activity, CutEdge
     from gradcut.api import analyze, freeze, load, stop_gradient, unfreeze, vjp
     from gradcut.artifacts import TrainingArtifacts
@@ -48,7 +48,7 @@ _HOMES = {
     "unfreeze": "api",
     "vjp": "api",
 }
-_MODULES = ("errors", "passes")
+_MODULES = ("errors", "losses", "passes")
 
 __all__ = [
     "LAMB",
@@ -69,6 +69,7 @@ __all__ = [
     "errors",
     "freeze",
     "load",
+    "losses",
     "passes",
     "register_rule",
     "stop_gradient",

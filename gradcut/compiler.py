@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from gradcut.cost import Cost, estimate
 from gradcut.dialect import is_mark, reported_name
 from gradcut.errors import GradcutWarning, LossError, NothingTrainsError, SpecError
 from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, signature, step_graph
+from gradcut.losses import Loss, as_text
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import AdamW, Group, Groups, Optimizer, UpdatePlan, UpdateRequest, as_groups, parse_optimizer
 from gradcut.parameters import Decision, is_bias_or_norm
@@ -38,7 +39,7 @@ from gradcut.passes import (
 )
 from gradcut.passes.base import ACTIVITY, DECISIONS, FROZEN, GRADIENTS, LOSS, PIPELINE, TRAINABLE, read_json
 from gradcut.passes.importer import inline, name_nodes
-from gradcut.passes.loss import attach_graph, split_path
+from gradcut.passes.loss import attach_graph
 from gradcut.passes.pipeline import Watch, collection_held
 from gradcut.passes.propagate import main_values
 from gradcut.passes.random import DRAWS
@@ -50,6 +51,8 @@ from gradcut.spec import as_patterns, match_values
 from gradcut.text import join_names
 
 Patterns = str | Sequence[str]
+#: A loss as text, as an instance, as a loss graph; or several: a list of them, each alone or as (factor, loss).
+Objective = Source | Loss | Sequence[str | Loss | tuple[float, str | Loss]]
 #: The lowest onnxruntime that takes what is emitted, by opset.
 RUNTIMES = {21: "1.20", 22: "1.20", 23: "1.22", 24: "1.23", 25: "1.25", 26: "1.26"}
 
@@ -101,7 +104,7 @@ class Request:
 
 def compile(
     model: Source,
-    loss: str | Source | None = None,
+    loss: Objective | None = None,
     train: Patterns | None = None,
     freeze: Patterns = (),
     stop_at: Patterns = (),
@@ -124,8 +127,10 @@ def compile(
 
     Args:
         model: a path, a proto or an IR model; it is not changed.
-        loss: ``cross_entropy:output=logits,axis=1``, a loss graph (a path, ``FILE.onnx:its_input=model_output``, or a
-            model), or None: a scalar float output is the loss, and without one the cotangents are inputs.
+        loss: ``cross_entropy:output=logits,axis=1`` or `gradcut.losses.CrossEntropy` of the same options, a loss graph
+            (a path, ``FILE.onnx:its_input=model_output``, or a model), several as ``mse:output=a + 0.5*l1:output=b`` or
+            as a list whose items may be (factor, loss); or None: a scalar float output is the loss, and without one the
+            cotangents are inputs.
         train: patterns over parameters and module scopes; None: every parameter.
         freeze: likewise; joined with what the model itself freezes, and wins over `train`.
         stop_at: patterns over values, scopes and single uses, for marks that stay in the model.
@@ -146,7 +151,7 @@ def compile(
         GradcutError: see `gradcut.errors`; nothing is written.
     """
     request = Request(
-        loss=loss if isinstance(loss, str) else "",
+        loss=as_text(loss) or "",
         train=as_patterns(train),
         freeze=as_patterns(freeze),
         stop_at=as_patterns(stop_at),
@@ -172,15 +177,16 @@ def compile(
 
 
 def with_loss(
-    given: ir.Model, request: Request, loss: str | Source | None, verify_each: bool, watch: Watch | None
+    given: ir.Model, request: Request, loss: Objective | None, verify_each: bool, watch: Watch | None
 ) -> tuple[ir.Model, Pipeline]:
     """A copy of the model with its loss attached, and the passes that did it."""
     work, head = given.clone(), request.head()
-    if loss is not None and not isinstance(loss, str):
+    graph = cast(Source, loss) if as_text(loss) is None else None
+    if graph is not None:
         head = Pipeline(head.passes[:-1])
     head.run(work, verify_each=verify_each, watch=watch)
-    if loss is not None and not isinstance(loss, str):
-        attach_graph(work, own(loss), {}, "the loss graph")
+    if graph is not None:
+        attach_graph(work, own(graph), {}, "the loss graph")
     return work, head
 
 
@@ -526,4 +532,4 @@ def _versions() -> dict[str, str]:
     return {"gradcut": _own_version(), "python": platform.python_version(), **packages}
 
 
-__all__ = ["Request", "blocked_by", "compile", "split_path", "with_loss"]
+__all__ = ["Request", "blocked_by", "compile", "with_loss"]

@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.compiler import Request, with_loss
+from gradcut.compiler import Objective, Request, with_loss
 from gradcut.cost import NOMINAL, Cost, estimate
 from gradcut.errors import GradcutError
+from gradcut.losses import as_text
 from gradcut.ops import is_float
 from gradcut.optimizers import AdamW
 from gradcut.parameters import KIND, constant_tensor
@@ -32,7 +33,7 @@ _ANONYMOUS = re.compile(r"val_\d+")
 
 def full_cost(
     model: Source,
-    loss: str | Source | None = None,
+    loss: Objective | None = None,
     target: str = "onnx",
     batch_norm: str = "auto",
     dropout: str = "auto",
@@ -45,8 +46,7 @@ def full_cost(
     Raises:
         GradcutError: full training is refused, such as for an operator without a gradient.
     """
-    text = loss if isinstance(loss, str) else ""
-    request = Request(text, (), (), (), AdamW(), target, False, batch_norm, dropout, 0)
+    request = Request(as_text(loss) or "", (), (), (), AdamW(), target, False, batch_norm, dropout, 0)
     given = own(model)
     given.metadata_props.pop(FROZEN, None)
     costs: list[Cost] = []
@@ -142,7 +142,7 @@ def _updates(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def summarize(
     artifacts: TrainingArtifacts,
     model: Source,
-    loss: str | None = None,
+    loss: Objective | None = None,
     batch_norm: str = "auto",
     dropout: str = "auto",
     everything: bool = False,
@@ -163,7 +163,7 @@ def summarize(
 
 
 def _full_or_why_not(
-    model: Source, loss: str | None, target: str, batch_norm: str, dropout: str
+    model: Source, loss: Objective | None, target: str, batch_norm: str, dropout: str
 ) -> tuple[Cost | None, str]:
     try:
         return full_cost(model, loss, target, batch_norm, dropout), ""

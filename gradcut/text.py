@@ -9,14 +9,18 @@ from collections.abc import Iterable, Mapping
 from gradcut.errors import SpecError
 
 Scalar = bool | int | float | str
+_COMMA = re.compile(r",(?![^\[]*\])")
 _BARE = re.compile(r"[^\s,{}\[\]='\"]+")
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Scalar]]:
-    """``"cross_entropy:axis=1,label_smoothing=0.1"`` -> ``("cross_entropy", {"axis": 1, "label_smoothing": 0.1})``."""
+    """``"cross_entropy:axis=1,label_smoothing=0.1"`` -> ``("cross_entropy", {"axis": 1, "label_smoothing": 0.1})``.
+
+    A comma within brackets separates no options.
+    """
     name, _, rest = spec.partition(":")
     options: dict[str, Scalar] = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, _COMMA.split(rest)):
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"{item!r} in {spec!r} is not an option; write key=value")

@@ -1,31 +1,32 @@
 """`loss`: put a scalar objective behind the model's outputs, from the table of losses or from a graph of the user's.
 
-The loss becomes the first output of the graph, what it reads beside the outputs becomes new inputs. Where they came
-from is written into the metadata ``gradcut.loss``.
+The loss becomes the first output of the graph, what it reads beside the outputs becomes new inputs. Of several, each
+with its factor, the sum is the loss, and the value of each, before its factor, the outputs ``loss_1``, ``loss_2``, ... at
+the end. Where they came from is written into the metadata ``gradcut.loss``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from gradcut.dialect import declare, is_mark
 from gradcut.errors import LossError
-from gradcut.losses import Loss, parse_loss
+from gradcut.losses import Labels, Loss, Term, parse_loss, parse_terms, split_path
 from gradcut.ops import Builder, Names, is_float
 from gradcut.passes.base import LOSS, Pass, register, write_json
-from gradcut.passes.consistency import check_model_shapes
-from gradcut.passes.convert import convert_to
-from gradcut.passes.importer import Import
+from gradcut.passes.loss_graph import bring_to_one_opset, is_scalar, splice_graph
 from gradcut.passes.propagate import main_values
 from gradcut.source import load, own
 from gradcut.text import join_names, nearest
 
 #: Operators that may stand between an activation and the output that carries its values.
-_TRANSPARENT = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Transpose"})
+TRANSPARENT = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Transpose"})
+#: A term behind the model: its scalar, its wiring, the inputs that it brings.
+Attached = tuple[ir.Value, dict[str, Any], list[ir.Value]]
 
 
 @register
@@ -34,37 +35,33 @@ class AttachLoss(Pass):
     """Attach a loss.
 
     Attributes:
-        spec: ``name:option=value,...``, or ``FILE.onnx:its_input=model_output,...``; empty: a scalar float output of
-            the model is the loss, and where there is none the model is left as it is.
+        spec: ``name:option=value,...``, or ``FILE.onnx:its_input=model_output,...``, or several joined with `` + `` and
+            each with a factor, ``0.5*``; empty: a scalar float output of the model is the loss, and where there is none
+            the model is left as it is.
     """
 
     name: ClassVar[str] = "loss"
     spec: str = ""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        path, renames = split_path(self.spec)
-        if not self.spec:
-            found = _own_loss(model)
-            if found is None:
-                return ir.passes.PassResult(model, modified=False)
-            _finish(model, found, {"kind": "output"}, [])
-        elif path is not None:
-            attach_graph(model, own(load(path)), renames, path)
-        else:
-            _attach(model, parse_loss(self.spec))
+        if self.spec:
+            _attach_terms(model, parse_terms(self.spec))
+            return ir.passes.PassResult(model, modified=True)
+        found = _own_loss(model)
+        if found is None:
+            return ir.passes.PassResult(model, modified=False)
+        _finish(model, found, {"kind": "output"}, [])
         return ir.passes.PassResult(model, modified=True)
 
 
-def split_path(spec: str) -> tuple[str | None, dict[str, str]]:
-    """The file and the renames of ``FILE.onnx:its_input=model_output``; None where the text names a loss."""
-    for suffix in (".onnx", ".onnxtxt"):
-        head, found, rest = spec.rpartition(suffix)
-        if found and (not rest or rest.startswith(":")):
-            pairs = [item.partition("=") for item in rest[1:].split(",") if item]
-            return head + suffix, {name.strip(): output.strip() for name, _, output in pairs}
-    if Path(spec).is_file():
-        return spec, {}
-    return None, {}
+def attach_graph(model: ir.Model, loss: ir.Model, renames: dict[str, str], where: str) -> None:
+    """Put a loss graph behind the model; its inputs are matched by name to the model's outputs.
+
+    Raises:
+        LossError: no input matches an output, a rename names nothing, or not just one output is a scalar float.
+    """
+    bring_to_one_opset(model, [loss])
+    _finish(model, *splice_graph(model, loss, renames, where))
 
 
 def _own_loss(model: ir.Model) -> ir.Value | None:
@@ -75,22 +72,76 @@ def _own_loss(model: ir.Model) -> ir.Value | None:
     return scalars[0] if scalars else None
 
 
-def is_scalar(value: ir.Value) -> bool:
-    """Whether a value is known to hold one element, as [] or [1]."""
-    return value.shape is not None and all(dim == 1 for dim in value.shape) and len(value.shape) <= 1
+# --- terms ---------------------------------------------------------------------------------------------------
 
 
-def _attach(model: ir.Model, loss: Loss) -> None:
+def _attach_terms(model: ir.Model, terms: list[Term]) -> None:
+    parsed: list[Loss | tuple[str, dict[str, str], ir.Model]] = []
+    for term in terms:
+        path, renames = split_path(term.text)
+        parsed.append(parse_loss(term.text) if path is None else (path, renames, own(load(path))))
+    bring_to_one_opset(model, [one[2] for one in parsed if not isinstance(one, Loss)])
+    brought: dict[str, ir.Value] = {}
+    attached = [
+        _attach(model, one, brought) if isinstance(one, Loss) else splice_graph(model, one[2], one[1], one[0])
+        for one in parsed
+    ]
+    if len(terms) == 1 and terms[0].factor == 1.0:
+        result, wiring, inputs = attached[0]
+        if isinstance(parsed[0], Loss):
+            result.name = Names.of(model).fresh("loss")
+        _finish(model, result, wiring, inputs)
+    else:
+        _sum(model, terms, attached)
+
+
+def _sum(model: ir.Model, terms: list[Term], attached: list[Attached]) -> None:
+    """The terms' values as outputs, and their sum with factors as the loss; in the widest of their dtypes."""
+    names = Names.of(model)
+    b = Builder(names, prefix="loss_")
+    values = [_as_output(b, f"loss_{i}", value) for i, (value, _, _) in enumerate(attached, 1)]
+    widest = max((value.dtype for value in values if value.dtype is not None), key=lambda dtype: dtype.itemsize)
+    with b.arithmetic():
+        parts = [b.Cast(value, to=widest) for value in values]
+        parts = [part if term.factor == 1.0 else part * term.factor for part, term in zip(parts, terms, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+    total.name = names.fresh("loss")
+    model.graph.extend(b.nodes)
+    model.graph.outputs.extend(values)
+    wiring = [
+        {"factor": term.factor, "value": value.name, **one}
+        for term, value, (_, one, _) in zip(terms, values, attached, strict=True)
+    ]
+    spec = " + ".join(map(str, terms))
+    _finish(model, total, {"kind": "sum", "spec": spec, "terms": wiring}, [v for _, _, new in attached for v in new])
+
+
+def _as_output(b: Builder, name: str, value: ir.Value) -> ir.Value:
+    """A term's scalar [] under its name; one that the model gives already is copied."""
+    scalar = ir.Shape([])
+    if value.shape is None or len(value.shape):
+        value = b.op("Reshape", value, b.ints([]), dtype=value.dtype, shape=scalar)
+    elif value.producer() is None or value.is_graph_output():
+        value = b.op("Identity", value, dtype=value.dtype, shape=scalar)
+    value.name = b.names.fresh(name)
+    return value
+
+
+# --- a loss of the table -------------------------------------------------------------------------------------
+
+
+def _attach(model: ir.Model, loss: Loss, brought: dict[str, ir.Value]) -> Attached:
+    """The loss behind its output; `brought` holds the inputs that losses before it brought, by name."""
     output = _output(model, loss)
     names = Names.of(model)
+    described = loss.label_input(output)
+    labels, new = _labels(model, loss, described, names, brought)
     b = Builder(names, prefix=f"{loss.name}_")
-    described = loss.labels(output)
-    labels = ir.Value(name=names.fresh("labels"), type=ir.TensorType(described.dtype), shape=described.shape)
-    model.graph.inputs.append(labels)
     with b.arithmetic():
-        result = loss.build(b, output, labels)
+        result = loss.build(b, output, _fitted(b, model.graph, loss, output, labels))
     model.graph.extend(b.nodes)
-    result.name = names.fresh("loss")
     wiring = {
         "kind": loss.name,
         "spec": loss.spec(),
@@ -98,7 +149,56 @@ def _attach(model: ir.Model, loss: Loss) -> None:
         "labels": labels.name,
         **loss.facts(output),
     }
-    _finish(model, result, wiring, [labels])
+    return result, wiring, new
+
+
+def _labels(
+    model: ir.Model, loss: Loss, described: Labels, names: Names, brought: dict[str, ir.Value]
+) -> tuple[ir.Value, list[ir.Value]]:
+    """The input that the loss reads, and those of it that are new."""
+    shared = brought.get(loss.labels) or next((v for v in model.graph.inputs if v.name == loss.labels), None)
+    if shared is not None:
+        _check_shared(loss, described, shared)
+        return shared, []
+    if loss.labels and loss.labels in main_values(model.graph):
+        raise LossError(f"{loss.name}: labels={loss.labels} is a value of the model; name a new input, or one it has")
+    name = names.fresh(loss.labels or "labels")
+    labels = ir.Value(name=name, type=ir.TensorType(described.dtype), shape=described.shape)
+    model.graph.inputs.append(labels)
+    brought[name] = labels
+    return labels, [labels]
+
+
+def _check_shared(loss: Loss, described: Labels, shared: ir.Value) -> None:
+    """Raise where an input that is there already is not what the loss reads."""
+    mine, its = described.shape, shared.shape
+    fits = mine is None or its is None or len(mine) == len(its)
+    if fits and mine is not None and its is not None:
+        fits = not any(isinstance(a, int) and isinstance(c, int) and a != c for a, c in zip(mine, its, strict=True))
+    if not fits or shared.dtype != described.dtype:
+        have = "?" if shared.dtype is None else shared.dtype.name
+        raise LossError(
+            f"{loss.name} reads labels of {described.dtype.name}{_dims(mine)}, and the input {shared.name!r} is "
+            f"{have}{_dims(its)}; give it labels of its own: labels=NAME"
+        )
+
+
+def _dims(shape: ir.Shape | None) -> str:
+    return "" if shape is None else str(shape)
+
+
+def _fitted(b: Builder, graph: ir.Graph, loss: Loss, output: ir.Value, labels: ir.Value) -> ir.Value:
+    """Labels of the output's shape: where feeds cannot be held against it, a Reshape, so that nothing broadcasts."""
+    given = (value for value in graph.inputs if value is not labels)
+    known = {str(dim) for value in given for dim in value.shape or () if not _is_open(dim)}
+    shape = output.shape
+    if not loss.elementwise or (shape is not None and all(isinstance(dim, int) or str(dim) in known for dim in shape)):
+        return labels
+    return b.op("Reshape", labels, b.shape_of(output), dtype=labels.dtype, shape=shape)
+
+
+def _is_open(dim: int | ir.SymbolicDim) -> bool:
+    return not isinstance(dim, int) and dim.value is None
 
 
 def _output(model: ir.Model, loss: Loss) -> ir.Value:
@@ -110,6 +210,9 @@ def _output(model: ir.Model, loss: Loss) -> ir.Value:
             hint = ", ".join(nearest(loss.output, known)) or join_names(v.name or "" for v in outputs)
             raise LossError(f"{loss.name}: the model has no value {loss.output!r}. Nearest: {hint}.")
         found = known[loss.output]
+        if not is_float(found):
+            kind = found.dtype.name if found.dtype is not None else "of unknown type"
+            raise LossError(f"{loss.name}: {loss.output!r} is {kind}; a loss reads floats")
     elif len(outputs) == 1:
         found = outputs[0]
     else:
@@ -118,124 +221,30 @@ def _output(model: ir.Model, loss: Loss) -> ir.Value:
             f"{loss.name}: which output is the loss's is unclear; the float outputs are {listed}. "
             f"Say --loss {loss.name}:output=NAME."
         )
-    if loss.wants_logits:
+    if loss.wants:
         _refuse_probabilities(loss, found)
     return found
 
 
-def _refuse_probabilities(loss: Loss, output: ir.Value) -> None:
-    node = output.producer()
-    while node is not None and (is_mark(node) or (node.domain == "" and node.op_type in _TRANSPARENT)):
+def activation_behind(value: ir.Value, op_types: Iterable[str]) -> ir.Node | None:
+    """The node of one of these operators that a value comes from, marks and what moves elements passed over."""
+    node = value.producer()
+    while node is not None and (is_mark(node) or (node.domain == "" and node.op_type in TRANSPARENT)):
         source = node.inputs[0]
         node = None if source is None else source.producer()
-    if node is not None and node.domain == "" and node.op_type in ("Softmax", "Sigmoid"):
-        logits = node.inputs[0]
-        raise LossError(
-            f"{loss.name} takes logits, and {output.name!r} comes from {node.op_type} ({node.name}); "
-            f"take what goes into it: --loss {loss.name}:output={logits.name if logits else ''}"
-        )
+    return node if node is not None and node.domain == "" and node.op_type in op_types else None
 
 
-# --- a graph of the user's -----------------------------------------------------------------------------------
-
-
-def attach_graph(model: ir.Model, loss: ir.Model, renames: dict[str, str], where: str) -> None:
-    """Put a loss graph behind the model; its inputs are matched by name to the model's outputs.
-
-    Raises:
-        LossError: no input matches an output, a rename names nothing, or not just one output is a scalar float.
-    """
-    Import()(loss)
-    _keep_scalar(loss.graph, where)
-    _same_opset(model, loss)
-    feeds = _matched(model, loss, renames, where)
-    _check_feeds(feeds, where)
-    left = [value for value in loss.graph.inputs if value not in feeds]
-    added, result = _splice(model.graph, loss.graph, feeds, Names.of(model))
-    model.functions.update({k: f for k, f in loss.functions.items() if k not in model.functions})
-    inputs = [added[value] for value in left]
-    wiring = {"kind": "graph", "spec": where, "output": ",".join(v.name or "" for v in feeds.values())}
-    if len(inputs) == 1:
-        wiring["labels"] = inputs[0].name or ""
-    check_model_shapes(model)
-    _finish(model, result, wiring, inputs)
-
-
-def _keep_scalar(graph: ir.Graph, where: str) -> None:
-    """The one output that is a scalar float is the loss; what else the graph gives is left out."""
-    scalars = [value for value in graph.outputs if is_float(value) and is_scalar(value)]
-    if len(scalars) != 1:
-        listed = ", ".join(f"{value.name!r} ({value.type}, {value.shape})" for value in graph.outputs) or "no output"
-        raise LossError(f"{where}: one of its outputs must be a scalar float, and of {listed} {len(scalars)} are")
-    graph.outputs[:] = scalars
-
-
-def _check_feeds(feeds: dict[ir.Value, ir.Value], where: str) -> None:
-    for its, output in feeds.items():
-        if its.dtype is not None and output.dtype is not None and its.dtype != output.dtype:
-            raise LossError(
-                f"{where}: its input {its.name!r} is {its.dtype.name}, and the model's output {output.name!r} is "
-                f"{output.dtype.name}; write the loss graph for {output.dtype.name}, with a Cast behind that input"
-            )
-
-
-def _same_opset(model: ir.Model, loss: ir.Model) -> None:
-    mine, its = model.opset_imports[""], loss.opset_imports[""]
-    if its > mine:
-        convert_to(model, its)
-    elif its < mine:
-        convert_to(loss, mine)
-
-
-def _matched(model: ir.Model, loss: ir.Model, renames: dict[str, str], where: str) -> dict[ir.Value, ir.Value]:
-    outputs = {value.name: value for value in model.graph.outputs}
-    inputs = {value.name: value for value in loss.graph.inputs}
-    feeds = {value: outputs[name] for name, value in inputs.items() if name in outputs}
-    for its_input, output in renames.items():
-        if its_input not in inputs:
-            raise LossError(f"{where} has no input {its_input!r}; it has {join_names(n or '' for n in inputs)}")
-        if output not in outputs:
-            raise LossError(f"the model has no output {output!r}; it has {join_names(n or '' for n in outputs)}")
-        feeds[inputs[its_input]] = outputs[output]
-    if not feeds:
-        raise LossError(
-            f"no input of {where} ({join_names(n or '' for n in inputs)}) has the name of an output of the model "
-            f"({join_names(n or '' for n in outputs)}); match them: FILE.onnx:its_input=model_output"
-        )
-    return feeds
-
-
-def _splice(
-    graph: ir.Graph, added: ir.Graph, feeds: dict[ir.Value, ir.Value], names: Names
-) -> tuple[dict[ir.Value, ir.Value], ir.Value]:
-    """Move the nodes of `added` behind `graph`; what its inputs became, and its one output."""
-    became = dict(feeds)
-    for value in [value for value in added.inputs if value not in feeds]:
-        became[value] = ir.Value(name=names.fresh(value.name or "labels"), type=value.type, shape=value.shape)
-        graph.inputs.append(became[value])
-    for value in added.initializers.values():
-        became[value] = ir.Value(
-            name=names.fresh(value.name or "constant"),
-            type=value.type,
-            shape=value.shape,
-            const_value=value.const_value,
-        )
-        graph.register_initializer(became[value])
-    (output,) = added.outputs
-    added.outputs.clear()
-    for value, target in became.items():
-        ir.convenience.replace_all_uses_with(value, target)
-    for inner in added.subgraphs():
-        for value in (*inner.inputs, *inner.initializers.values(), *(v for node in inner for v in node.outputs)):
-            value.name = names.fresh(value.name or "value")
-    nodes = list(added)
-    added.remove(nodes)
-    for node in nodes:
-        node.name = names.fresh(node.name or node.op_type)
-        for value in node.outputs:
-            value.name = names.fresh(value.name or "value")
-    graph.extend(nodes)
-    return became, became.get(output, output)
+def _refuse_probabilities(loss: Loss, output: ir.Value) -> None:
+    node = activation_behind(output, ("Softmax", "Sigmoid"))
+    if node is None:
+        return
+    logits = node.inputs[0].name if node.inputs[0] is not None else ""
+    comes = f"{loss.name} takes {loss.wants}, and {output.name!r} comes from {node.op_type} ({node.name})"
+    if loss.wants == "logits":
+        raise LossError(f"{comes}; take what goes into it: --loss {loss.name}:output={logits}")
+    instead = "cross_entropy" if node.op_type == "Softmax" else "bce_with_logits"
+    raise LossError(f"{comes}; export the model with LogSoftmax, or take --loss {instead}:output={logits}")
 
 
 def _finish(model: ir.Model, loss: ir.Value, wiring: dict[str, Any], inputs: list[ir.Value]) -> None:

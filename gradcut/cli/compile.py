@@ -17,7 +17,10 @@ def command(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; by default <stem>.gradcut.")
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(metavar="LOSS|FILE.onnx", help="Such as cross_entropy:output=logits,axis=1; mse.")
+        list[str] | None,
+        typer.Option(
+            metavar="LOSS|FILE.onnx", help="Such as cross_entropy:output=logits,axis=1; several add up: 0.5*mse."
+        ),
     ] = None,
     train: Annotated[
         list[str] | None, typer.Option(metavar="P", help="Parameters or module scopes that train; all by default.")
@@ -60,7 +63,7 @@ def command(
     warnings.simplefilter("ignore", GradcutWarning)  # the summary says them
     artifacts = compile(
         model,
-        loss=loss,
+        loss=loss or None,
         train=train,
         freeze=freeze or (),
         stop_at=stop_at or (),
@@ -79,7 +82,9 @@ def command(
         watch=watch.watch,
     )
     artifacts.save(folder, force=force)
-    summary = summarize(artifacts, model, loss, batch_norm, dropout, everything=not (train or freeze or stop_at))
+    summary = summarize(
+        artifacts, model, loss or None, batch_norm, dropout, everything=not (train or freeze or stop_at)
+    )
     watch.report()
     rows([*summary.rows(), ("files", f"{folder}/ (training_model.onnx, checkpoint.safetensors, manifest.json, ...)")])
     for warning in summary.warnings():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradcut.errors import FeedError
 from gradcut.runtime import averaging
 from gradcut.runtime.backend import Slot, to_device
 
@@ -18,13 +19,29 @@ def shares(loss: Mapping[str, Any] | None, batches: Sequence[Mapping[str, Array]
     """The factor of each micro-batch's loss and gradients in the large batch's.
 
     A mean over the large batch is the mean of the micro-batches' means, each by how much it was averaged over
-    (`averaging.weight`, the one place that knows). Without a loss the cotangents are fed, and gradients add up.
+    (`averaging.weights`, the one place that knows); a sum is their sum, as are gradients of cotangents that are fed.
+
+    Raises:
+        FeedError: the terms of the loss want different factors.
     """
-    if loss is None:
+    if loss is None or len(batches) == 1:
         return [1.0] * len(batches)
-    weights = [averaging.weight(loss, batch) for batch in batches]
-    total = sum(weights)
-    return [weight / total if total else 1.0 / len(batches) for weight in weights]
+    found = [
+        _shares(list(counts)) for counts in zip(*(averaging.weights(loss, batch) for batch in batches), strict=True)
+    ]
+    if any(not np.allclose(one, found[0], rtol=1e-6, atol=0.0) for one in found):
+        raise FeedError(
+            "the terms of the loss were averaged over counts that are not in proportion in these micro-batches, so "
+            "their gradients do not add up to the large batch's; step them one by one, or make the batches alike"
+        )
+    return found[0]
+
+
+def _shares(counts: list[float | None]) -> list[float]:
+    """By the counts of one term in each micro-batch; None: it is a sum."""
+    known = [1.0 if count is None else count for count in counts]
+    total = 1.0 if None in counts else sum(known)
+    return [count / total if total else 1.0 / len(known) for count in known]
 
 
 def seed_of(seed: int, part: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.errors import FeedError
+from gradcut.losses import terms_of
 from gradcut.text import join_names, nearest
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +25,7 @@ class FeedCheck:
 
     def __init__(self, ports: Sequence[Mapping[str, Any]], loss: Mapping[str, Any] | None) -> None:
         self.ports = {port["name"]: port for port in ports}
-        self.loss = loss or {}
+        self.terms = terms_of(loss)
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """The feeds as contiguous arrays in the order of the graph.
@@ -40,10 +41,11 @@ class FeedCheck:
             self._dtype(name, port, array)
             _shape(name, port, array, sizes)
             arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
-        if "classes" in self.loss and self.loss["labels"] in arrays:
-            classes = self.loss["classes"]
-            known = sizes[classes][1] if isinstance(classes, str) and classes in sizes else classes
-            self._labels(arrays[self.loss["labels"]], known if isinstance(known, int) else None)
+        for term in self.terms:
+            if "classes" in term and term["labels"] in arrays:
+                classes = term["classes"]
+                known = sizes[classes][1] if isinstance(classes, str) and classes in sizes else classes
+                _labels(term, arrays[term["labels"]], known if isinstance(known, int) else None)
         return arrays
 
     def _names(self, feeds: Mapping[str, Any]) -> None:
@@ -64,17 +66,18 @@ class FeedCheck:
         if array.dtype != wanted:
             raise FeedError(f"feed {name!r} is {array.dtype}; the graph takes {wanted}: use .astype({wanted.name!r})")
 
-    def _labels(self, labels: Array, classes: int | None) -> None:
-        """Within 0 to `classes`; where a run alone knows how many there are, at least not negative."""
-        bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
-        bad &= labels != self.loss["ignore_index"]
-        if bad.any():
-            place = tuple(int(i) for i in np.argwhere(bad)[0])
-            where = place[0] if len(place) == 1 else place
-            count = "classes counted from 0" if classes is None else f"{classes} classes, 0 to {classes - 1}"
-            raise FeedError(
-                f"feed {self.loss['labels']!r} holds label {int(labels[place])} at row {where}; the model has {count}"
-            )
+
+def _labels(term: Mapping[str, Any], labels: Array, classes: int | None) -> None:
+    """Within 0 to `classes`; where a run alone knows how many there are, at least not negative."""
+    bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    bad &= labels != term["ignore_index"]
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = place[0] if len(place) == 1 else place
+        count = "classes counted from 0" if classes is None else f"{classes} classes, 0 to {classes - 1}"
+        raise FeedError(
+            f"feed {term['labels']!r} holds label {int(labels[place])} at row {where}; the model has {count}"
+        )
 
 
 def _shape(name: str, port: Mapping[str, Any], array: Array, sizes: dict[str, tuple[str, int]]) -> None:

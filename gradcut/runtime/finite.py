@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradcut.errors import NotFiniteError
+from gradcut.losses import terms_of
 
 Array = np.ndarray[Any, Any]
 
@@ -36,9 +37,10 @@ def _advice(loss: Mapping[str, Any], feeds: Mapping[str, Array]) -> str:
     empty = [name for name, feed in feeds.items() if np.size(feed) == 0]
     if empty:
         return f"The mean over no elements has no value: the feed {empty[0]!r} is empty."
-    ignored = loss.get("ignore_index")
-    if loss.get("labels") in feeds and ignored is not None and np.all(np.asarray(feeds[loss["labels"]]) == ignored):
-        return f"The mean over no labels has no value: every label is {ignored}, the ignore_index."
+    for term in terms_of(loss):
+        labels, ignored = feeds.get(term.get("labels", "")), term.get("ignore_index")
+        if labels is not None and ignored is not None and np.all(np.asarray(labels) == ignored):
+            return f"The mean over no labels has no value: every label is {ignored}, the ignore_index."
     return "Try a smaller learning rate, or look at the batch."
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from gradcut.artifacts import CHECKPOINT
 from gradcut.errors import ArtifactsError, CheckpointError, DataError, FeedError
 from gradcut.io import atomic_write_bytes
+from gradcut.losses import terms_of
 from gradcut.runtime import averaging
 from gradcut.runtime.data import Batches, check_keys, load_npz, split_indices
 from gradcut.runtime.feeds import FeedCheck
@@ -156,9 +157,10 @@ class Trainer:
             result = self.session.evaluate(feeds)
             weight = averaging.weight(self.loss, feeds)
             total, weights = total + result.loss * weight, weights + weight
-            if self.loss["kind"] == "cross_entropy" and self.loss["output"] in result.outputs:
-                scores, labels = result.outputs[self.loss["output"]], feeds[self.loss["labels"]]
-                found = hits_and_count(scores, labels, self.loss["ignore_index"], self.loss["axis"])
+            term = next((one for one in terms_of(self.loss) if "classes" in one), None)
+            if term is not None and term["output"] in result.outputs:
+                scores, labels = result.outputs[term["output"]], feeds[term["labels"]]
+                found = hits_and_count(scores, labels, term["ignore_index"], term["axis"])
                 hits, counted = hits + found[0], counted + found[1]
         return total / weights if weights else None, hits / counted if counted else None
 

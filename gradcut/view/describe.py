@@ -13,6 +13,7 @@ from gradcut.activity import Flow
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.cost import ADJOINT, estimate
 from gradcut.dialect import is_mark, mark_reason
+from gradcut.losses import terms_of
 from gradcut.rules import operand_label
 from gradcut.source import Source
 from gradcut.spec import node_scope
@@ -125,7 +126,8 @@ def describe(artifacts: TrainingArtifacts, title: str = "") -> CutGraph:
     manifest = artifacts.manifest
     loss = manifest["loss"]
     if loss is not None and loss["kind"] != "output":
-        kind = "loss graph" if loss["kind"] == "graph" else loss["kind"]
+        kinds = dict.fromkeys("loss graph" if one["kind"] == "graph" else one["kind"] for one in terms_of(loss))
+        kind = " + ".join(kinds)
         blocked = {one["value"]: one["reason"] for one in manifest["cut"] if one["node"] not in describer.names}
         nodes, edges = describer.with_loss(nodes, edges, kind, loss["inputs"], blocked)
     count = estimate(artifacts.training_model.graph).backward_nodes

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from gradcut.activity import Activity, Flow, FlowGraph, analyze_graph
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.dialect import is_mark, mark_reason, stand_for
+from gradcut.losses import terms_of
 from gradcut.ops import is_float
 from gradcut.parameters import decide
 from gradcut.passes import Fold, Import
@@ -95,8 +96,11 @@ def _read_by_loss(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     loss = manifest["loss"]
     if loss is None:
         return ()
-    read = loss.get("output") or loss["loss"]
-    return tuple(read.split(",")) if loss["kind"] == "graph" else (read,)
+    read = []
+    for term in terms_of(loss):
+        output = term.get("output") or loss["loss"]
+        read += output.split(",") if term["kind"] == "graph" else [output]
+    return tuple(dict.fromkeys(read))
 
 
 def _ask(model: ir.Model, of: Collection[str], status: Mapping[str, str]) -> Question:

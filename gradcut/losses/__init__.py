@@ -1,0 +1,32 @@
+"""Losses: each builds a scalar from one output of the model and a new label input; several add up with factors.
+
+A loss is named with its wiring, ``cross_entropy:output=logits,axis=1,label_smoothing=0.1``, or made here,
+``CrossEntropy(output="logits", weight=[1, 2, 0.5])``. Names, formulas and defaults are those of torch.nn. To add one: a
+frozen dataclass on `Loss` in one of the modules here, listed in `LOSSES`.
+"""
+
+from gradcut.losses.base import Labels, Loss
+from gradcut.losses.classes import NLL, CrossEntropy
+from gradcut.losses.elements import L1, MSE, BCEWithLogits, Cosine, Huber, KLDiv, SmoothL1
+from gradcut.losses.spec import LOSSES, Term, as_text, parse_loss, parse_terms, split_path, terms_of
+
+__all__ = [
+    "L1",
+    "LOSSES",
+    "MSE",
+    "NLL",
+    "BCEWithLogits",
+    "Cosine",
+    "CrossEntropy",
+    "Huber",
+    "KLDiv",
+    "Labels",
+    "Loss",
+    "SmoothL1",
+    "Term",
+    "as_text",
+    "parse_loss",
+    "parse_terms",
+    "split_path",
+    "terms_of",
+]

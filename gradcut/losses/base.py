@@ -1,0 +1,161 @@
+"""What a loss is to the compiler: options, the input it brings, the scalar it builds, what a host must know."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import onnx_ir as ir
+
+from gradcut.errors import LossError, SpecError
+from gradcut.ops import Builder
+from gradcut.text import Scalar, format_scalar, format_spec
+
+#: Numbers along an axis, such as one a class; a sequence or an array is taken, a tuple is kept.
+Numbers = tuple[float, ...]
+#: What a mean is taken over: labels that are not ignored, elements, rows of the batch, or vectors along an axis.
+Over = Literal["labels", "elements", "rows", "vectors"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The new input that a loss reads."""
+
+    dtype: ir.DataType
+    shape: ir.Shape | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(ABC):
+    """One loss with its options.
+
+    Attributes:
+        output: the value that it reads; by default the model's only float output.
+        labels: the name of the input that it brings; by default ``labels``, or the next free name. Losses that give the
+            same name share one input.
+        reduction: ``mean``, or ``sum`` over what the mean is taken over. There is no ``none``: an objective is a scalar.
+    """
+
+    name: ClassVar[str]
+    #: What it takes, where that is not any float: ``logits``, or ``log-probabilities``.
+    wants: ClassVar[str] = ""
+    reductions: ClassVar[tuple[str, ...]] = ("mean", "sum")
+    #: Whether its labels have the output's own shape.
+    elementwise: ClassVar[bool] = True
+
+    output: str = ""
+    labels: str = ""
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in self.reductions:
+            raise SpecError(
+                f"{self.name}: reduction={self.reduction} gives no objective, which is a scalar; it is "
+                f"{' or '.join(self.reductions)} (gradcut.vjp takes a cotangent for every element instead)"
+                if self.reduction == "none"
+                else f"{self.name}: reduction is {' or '.join(self.reductions)}, not {self.reduction!r}"
+            )
+
+    def label_input(self, output: ir.Value) -> Labels:
+        """Dtype and shape of the label input: those of the output, where a loss says nothing else."""
+        return Labels(output.dtype or ir.DataType.FLOAT, output.shape)
+
+    @abstractmethod
+    def build(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
+        """The scalar, within ``b.arithmetic()``."""
+
+    def facts(self, output: ir.Value) -> dict[str, Any]:
+        """What a host must know to check the labels it feeds and to average; goes into the manifest."""
+        return {"reduction": self.reduction, "over": "elements"}
+
+    def spec(self) -> str:
+        """Text that `parse_loss` reads back; only what differs from the defaults."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return format_spec(
+            self.name,
+            {f.name: _as_option(values[f.name]) for f in dataclasses.fields(self) if values[f.name] != f.default},
+        )
+
+    def reduced(self, b: Builder, losses: ir.Value) -> ir.Value:
+        """The mean or the sum of every element."""
+        op_type = "ReduceMean" if self.reduction == "mean" else "ReduceSum"
+        return b.op(op_type, losses, keepdims=0, shape=ir.Shape([]))
+
+    def _numbers(self, option: str) -> None:
+        """Keep an option that is a sequence of numbers as a tuple of floats, finite and at least 0."""
+        given = getattr(self, option)
+        try:
+            listed = tuple(float(one) for one in (given if isinstance(given, Iterable) else (given,)))
+        except (TypeError, ValueError):
+            raise SpecError(f"{self.name}: {option} is a list of numbers such as [1 2 0.5], not {given!r}") from None
+        bad = next((one for one in listed if not (math.isfinite(one) and one >= 0)), None)
+        if bad is not None:
+            raise SpecError(f"{self.name}: {option} holds {bad:g}; weights are finite and at least 0")
+        object.__setattr__(self, option, listed)
+
+    def _at_least(self, option: str, least: float, strict: bool = False) -> None:
+        value = getattr(self, option)
+        good = (
+            isinstance(value, (int, float))
+            and math.isfinite(value)
+            and (value > least or (not strict and value == least))
+        )
+        if not good:
+            raise SpecError(f"{self.name}: {option} is {value!r}; it is {'above' if strict else 'at least'} {least:g}")
+
+
+def axis_of(loss: Loss, output: ir.Value, axis: int) -> int:
+    """`axis` of the output, counted from the front.
+
+    Raises:
+        LossError: the output's rank is unknown, or it has no such axis.
+    """
+    rank = rank_of(loss, output)
+    if not -rank <= axis < rank:
+        raise LossError(f"{loss.name}: axis={axis} is no axis of {output.name!r} (rank {rank})")
+    return axis % rank
+
+
+def rank_of(loss: Loss, output: ir.Value) -> int:
+    if output.shape is None:
+        raise LossError(f"{loss.name}: the rank of {output.name!r} is unknown; its file gives it no shape")
+    return len(output.shape)
+
+
+def size_at(output: ir.Value, axis: int) -> int | str | None:
+    """The size of an axis: a number, a symbol, or None where nothing is known."""
+    size = output.shape[axis] if output.shape is not None else None
+    return size if size is None or isinstance(size, int) else size.value
+
+
+def along(loss: Loss, b: Builder, option: str, output: ir.Value, axis: int) -> ir.Value:
+    """The numbers of an option as a constant that broadcasts along one axis of the output.
+
+    Raises:
+        LossError: their count is not the size of that axis.
+    """
+    numbers: Numbers = getattr(loss, option)
+    check_count(loss, option, output, axis)
+    behind = rank_of(loss, output) - axis - 1
+    assert output.dtype is not None
+    constant = b.constant([*numbers], output.dtype)
+    return b.op("Reshape", constant, b.ints([-1, *[1] * behind]), shape=ir.Shape([len(numbers), *[1] * behind]))
+
+
+def check_count(loss: Loss, option: str, output: ir.Value, axis: int) -> None:
+    """Raise where an option does not have one number for each class, or place, along an axis of the output."""
+    count, size = len(getattr(loss, option)), size_at(output, axis)
+    if isinstance(size, int) and size != count:
+        raise LossError(
+            f"{loss.name}: {option} has {count} numbers, and {output.name!r} has {size} along axis {axis}; give one each"
+        )
+
+
+def _as_option(value: Any) -> Scalar:
+    if isinstance(value, tuple):
+        return "[" + " ".join(format_scalar(one) for one in value) + "]"
+    return value  # type: ignore[no-any-return]

@@ -1,0 +1,173 @@
+"""The text of losses: ``cross_entropy:output=logits + 0.5*mse:output=value``.
+
+A term is a loss with its options, or a loss graph ``FILE.onnx:its_input=model_output``, with a factor before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradcut.errors import LossError, SpecError
+from gradcut.losses.base import Loss
+from gradcut.losses.classes import NLL, CrossEntropy
+from gradcut.losses.elements import L1, MSE, BCEWithLogits, Cosine, Huber, KLDiv, SmoothL1
+from gradcut.text import Scalar, format_scalar, nearest, parse_spec
+
+LOSSES: dict[str, type[Loss]] = {
+    cls.name: cls for cls in (CrossEntropy, NLL, BCEWithLogits, MSE, L1, Huber, SmoothL1, KLDiv, Cosine)
+}
+#: The values that an option takes in text, by its annotation.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str, int, float, bool),
+    "Numbers": (str, int, float),
+}
+_GRAPHS = (".onnx", ".onnxtxt")
+_FACTOR = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+|inf|nan)(?:[eE][-+]?\d+)?)\s*\*\s*(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the objective: `factor` times a loss by its text."""
+
+    text: str
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.factor):
+            raise SpecError(f"the factor of {self.text!r} is {self.factor}; it is a finite number")
+
+    def __str__(self) -> str:
+        return self.text if self.factor == 1.0 else f"{format_scalar(self.factor)}*{self.text}"
+
+
+def parse_loss(spec: str) -> Loss:
+    """A loss from its text.
+
+    Raises:
+        LossError: no such loss, or no such option.
+    """
+    name, options = parse_spec(spec)
+    if name not in LOSSES:
+        near = nearest(name, LOSSES, 1)
+        hint = f" Nearest: {near[0]}." if near else ""
+        raise LossError(
+            f"there is no loss {name!r}.{hint} There are {', '.join(sorted(LOSSES))}, or a graph of your own: FILE.onnx"
+        )
+    cls = LOSSES[name]
+    known = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+    for key in options:
+        if key not in known:
+            raise LossError(f"{name} has no option {key!r}; it has {', '.join(known)}")
+    return cls(**{key: _option(f"{name}: {key}", known[key], value) for key, value in options.items()})
+
+
+def _option(where: str, kind: str, value: Scalar) -> Any:
+    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind in ("int", "float")):
+        raise LossError(f"{where} is {kind}, not {value!r}")
+    if kind == "Numbers":
+        return _numbers(where, value)
+    return format_scalar(value) if kind == "str" else value
+
+
+def _numbers(where: str, value: Scalar) -> tuple[float, ...]:
+    """``[1 2 0.5]``, or one number alone."""
+    if not isinstance(value, str):
+        return (float(value),)
+    listed = re.fullmatch(r"\[(.*)\]", value)
+    try:
+        return tuple(float(one) for one in re.split(r"[\s,]+", listed[1].strip())) if listed else (float(value),)
+    except ValueError:
+        raise LossError(f"{where} is a list of numbers such as [1 2 0.5], not {value!r}") from None
+
+
+# --- several -------------------------------------------------------------------------------------------------
+
+
+def parse_terms(spec: str) -> list[Term]:
+    """The terms of a text: one for a single loss.
+
+    Raises:
+        LossError: a term is empty.
+    """
+    if Path(spec).is_file():
+        return [Term(spec)]
+    terms = []
+    for part in re.split(r"\s\+\s", spec):
+        found = _FACTOR.fullmatch(part)
+        text = (found[2] if found else part).strip()
+        if not text:
+            raise LossError(f"a term of {spec!r} is empty; write NAME:output=... + 0.5*NAME:output=...")
+        terms.append(Term(text, float(found[1]) if found else 1.0))
+    return terms
+
+
+def split_path(spec: str) -> tuple[str | None, dict[str, str]]:
+    """The file and the renames of ``FILE.onnx:its_input=model_output``; None where the text names a loss."""
+    for suffix in _GRAPHS:
+        head, found, rest = spec.rpartition(suffix)
+        if found and (not rest or rest.startswith(":")):
+            pairs = [item.partition("=") for item in rest[1:].split(",") if item]
+            return head + suffix, {name.strip(): output.strip() for name, _, output in pairs}
+    if Path(spec).is_file():
+        return spec, {}
+    return None, {}
+
+
+def as_text(loss: Any) -> str | None:
+    """The text of a loss given as text, as an instance, or as a list of either, each alone or as (factor, loss).
+
+    None for what can only be a model, given as a path or in memory; and for no loss the empty text.
+
+    Raises:
+        LossError: a list that is empty or holds something else.
+    """
+    if loss is None or isinstance(loss, str):
+        return loss or ""
+    if isinstance(loss, Loss):
+        return loss.spec()
+    if not isinstance(loss, (list, tuple)):
+        return None
+    if not loss:
+        raise LossError("the list of losses is empty; give at least one, or loss=None")
+    items: Sequence[Any] = [loss] if _is_pair(loss) else loss
+    return " + ".join(str(term) for item in items for term in _terms(item))
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and _is_number(item[0])
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, (str, bytes, bool)) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _terms(item: Any) -> list[Term]:
+    factor, loss = item if isinstance(item, tuple) and len(item) == 2 else (1.0, item)
+    text = loss.spec() if isinstance(loss, Loss) else os.fspath(loss) if isinstance(loss, os.PathLike) else loss
+    if not isinstance(text, str) or not _is_number(factor):
+        raise LossError(
+            "a term of the loss is text, gradcut.losses.NAME(...), or (factor, one of these); a loss graph is given by "
+            f"its path. This is none: {item!r:.80}"
+        )
+    return [dataclasses.replace(term, factor=float(factor) * term.factor) for term in parse_terms(text)]
+
+
+def terms_of(wiring: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The wiring of each term, from the manifest's of the whole loss: one for a single loss, none without."""
+    if wiring is None:
+        return []
+    terms: list[Mapping[str, Any]] = wiring.get("terms") or [wiring]
+    return terms
