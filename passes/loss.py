@@ -1,8 +1,8 @@
 """`loss`: put a scalar objective behind the model's outputs, from the table of losses or from a graph of the user's.
 
 The loss becomes the first output of the graph, what it reads beside the outputs becomes new inputs. Of several, each
-with its factor, the sum is the loss, and the value of each, before its factor, the outputs ``loss_1``, ``loss_2``, ... at
-the end. Where they came from is written into the metadata ``gradcut.loss``.
+with its factor, the sum is the loss, and the values of each, before their factors, are outputs at the end: ``loss_1``,
+``loss_2``, ... Where they came from is written into the metadata ``gradcut.loss``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A loss that is a graph of the user's: its inputs are matched by name to the model's outputs, its nodes moved behind."""
+"""A loss that is a graph of the user's: inputs matched by name to the model's outputs, nodes moved behind it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bring_to_one_opset(model: ir.Model, losses: list[ir.Model]) -> None:
 def splice_graph(
     model: ir.Model, loss: ir.Model, renames: dict[str, str], where: str
 ) -> tuple[ir.Value, dict[str, Any], list[ir.Value]]:
-    """Put a loss graph, imported and of the model's opset, behind it: the scalar, its wiring, the inputs that it brings.
+    """Put a loss graph, of the model's opset, behind it: the scalar, its wiring, the inputs that it brings.
 
     Raises:
         LossError: no input matches an output, a rename names nothing, or not just one output is a scalar float.

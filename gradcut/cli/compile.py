@@ -19,7 +19,7 @@ def command(
     loss: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LOSS|FILE.onnx", help="Such as cross_entropy:output=logits,axis=1; several add up: 0.5*mse."
+            metavar="LOSS|FILE.onnx", help="Such as cross_entropy:output=logits,axis=1; 0.5*mse. Several add up."
         ),
     ] = None,
     train: Annotated[
@@ -57,13 +57,14 @@ def command(
     from gradcut.errors import GradcutWarning
     from gradcut.report import summarize
 
+    objective = loss or None
     folder = output if output is not None else Path(f"{Path(model).stem}.gradcut")
     check_target(folder, force)
     watch = PassWatch(print_ir_after, time_passes)
     warnings.simplefilter("ignore", GradcutWarning)  # the summary says them
     artifacts = compile(
         model,
-        loss=loss or None,
+        loss=objective,
         train=train,
         freeze=freeze or (),
         stop_at=stop_at or (),
@@ -82,9 +83,7 @@ def command(
         watch=watch.watch,
     )
     artifacts.save(folder, force=force)
-    summary = summarize(
-        artifacts, model, loss or None, batch_norm, dropout, everything=not (train or freeze or stop_at)
-    )
+    summary = summarize(artifacts, model, objective, batch_norm, dropout, everything=not (train or freeze or stop_at))
     watch.report()
     rows([*summary.rows(), ("files", f"{folder}/ (training_model.onnx, checkpoint.safetensors, manifest.json, ...)")])
     for warning in summary.warnings():

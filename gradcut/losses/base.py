@@ -37,7 +37,7 @@ class Loss(ABC):
         output: the value that it reads; by default the model's only float output.
         labels: the name of the input that it brings; by default ``labels``, or the next free name. Losses that give the
             same name share one input.
-        reduction: ``mean``, or ``sum`` over what the mean is taken over. There is no ``none``: an objective is a scalar.
+        reduction: ``mean``, or ``sum`` of what the mean is of. There is no ``none``: an objective is a scalar.
     """
 
     name: ClassVar[str]
@@ -100,9 +100,7 @@ class Loss(ABC):
     def _at_least(self, option: str, least: float, strict: bool = False) -> None:
         value = getattr(self, option)
         good = (
-            isinstance(value, (int, float))
-            and math.isfinite(value)
-            and (value > least or (not strict and value == least))
+            isinstance(value, (int, float)) and math.isfinite(value) and (value > least if strict else value >= least)
         )
         if not good:
             raise SpecError(f"{self.name}: {option} is {value!r}; it is {'above' if strict else 'at least'} {least:g}")
@@ -151,7 +149,7 @@ def check_count(loss: Loss, option: str, output: ir.Value, axis: int) -> None:
     count, size = len(getattr(loss, option)), size_at(output, axis)
     if isinstance(size, int) and size != count:
         raise LossError(
-            f"{loss.name}: {option} has {count} numbers, and {output.name!r} has {size} along axis {axis}; give one each"
+            f"{loss.name}: {option} has {count} numbers, and {output.name!r} is {size} along axis {axis}; give one each"
         )
 
 

@@ -78,7 +78,7 @@ class SmoothL1(Loss):
 def _huber(b: Builder, d: ir.Value, delta: float) -> ir.Value:
     """c (d - c / 2) with c = d clipped to +-delta, in one expression on both sides; its slope is c."""
     c = b.op("Clip", d, b.scalar_like(-delta, d), b.scalar_like(delta, d))
-    return c * (d - c * 0.5)
+    return b.Mul(c, d - c * 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +118,11 @@ class BCEWithLogits(Loss):
 
 
 def _softplus(b: Builder, x: ir.Value) -> ir.Value:
-    """log(1 + exp x). For doubles, of which the runtime has no Softplus, max(x, 0) + log(1 + exp(-|x|)); at 0 the slopes
-    of its parts are a half and none."""
+    """log(1 + exp x). The runtime has no Softplus of doubles: max(x, 0) + log(1 + exp(-|x|)), slopes 1/2 and 0 at 0."""
     if x.dtype != ir.DataType.DOUBLE:
         return b.Softplus(x)
     above = b.op("Max", x, b.scalar_like(0.0, x), shape=x.shape)
-    return above + b.Log(b.Exp(-b.Abs(x)) + 1.0)
+    return b.Add(above, b.Log(b.Exp(-b.Abs(x)) + 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,4 +190,4 @@ class Cosine(Loss):
 
     def _unit(self, b: Builder, x: ir.Value, axes: ir.Value) -> ir.Value:
         norm = b.op("ReduceL2", x, axes, keepdims=1)
-        return x / b.op("Max", norm, b.scalar_like(self.eps, norm), shape=norm.shape)
+        return b.Div(x, b.op("Max", norm, b.scalar_like(self.eps, norm), shape=norm.shape))

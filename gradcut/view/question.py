@@ -96,7 +96,7 @@ def _read_by_loss(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     loss = manifest["loss"]
     if loss is None:
         return ()
-    read = []
+    read: list[str] = []
     for term in terms_of(loss):
         output = term.get("output") or loss["loss"]
         read += output.split(",") if term["kind"] == "graph" else [output]
