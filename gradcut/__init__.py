@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gradcut.compiler import compile
     from gradcut.errors import GradcutError
     from gradcut.graph_view import to_networkx
+    from gradcut.heads import replace_head
     from gradcut.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, RMSprop
     from gradcut.passes import Pipeline
     from gradcut.rules import register_rule
@@ -43,6 +44,7 @@ _HOMES = {
     "freeze": "api",
     "load": "api",
     "register_rule": "rules",
+    "replace_head": "heads",
     "stop_gradient": "api",
     "to_networkx": "graph_view",
     "unfreeze": "api",
@@ -72,6 +74,7 @@ __all__ = [
     "losses",
     "passes",
     "register_rule",
+    "replace_head",
     "stop_gradient",
     "to_networkx",
     "unfreeze",

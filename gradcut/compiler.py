@@ -19,7 +19,7 @@ from gradcut.cost import Cost, estimate
 from gradcut.dialect import is_mark, reported_name
 from gradcut.errors import GradcutWarning, LossError, NothingTrainsError, SpecError
 from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, signature, step_graph
-from gradcut.losses import Loss, as_text
+from gradcut.losses import Objective, as_text
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import AdamW, Group, Groups, Optimizer, UpdatePlan, UpdateRequest, as_groups, parse_optimizer
 from gradcut.parameters import Decision, is_bias_or_norm
@@ -51,8 +51,6 @@ from gradcut.spec import as_patterns, match_values
 from gradcut.text import join_names
 
 Patterns = str | Sequence[str]
-#: A loss as text, as an instance, as a loss graph; or several: a list of them, each alone or as (factor, loss).
-Objective = Source | Loss | Sequence[str | Loss | tuple[float, str | Loss]]
 #: The lowest onnxruntime that takes what is emitted, by opset.
 RUNTIMES = {21: "1.20", 22: "1.20", 23: "1.22", 24: "1.23", 25: "1.25", 26: "1.26"}
 
@@ -104,7 +102,7 @@ class Request:
 
 def compile(
     model: Source,
-    loss: Objective | None = None,
+    loss: Objective = None,
     train: Patterns | None = None,
     freeze: Patterns = (),
     stop_at: Patterns = (),
@@ -177,7 +175,7 @@ def compile(
 
 
 def with_loss(
-    given: ir.Model, request: Request, loss: Objective | None, verify_each: bool, watch: Watch | None
+    given: ir.Model, request: Request, loss: Objective, verify_each: bool, watch: Watch | None
 ) -> tuple[ir.Model, Pipeline]:
     """A copy of the model with its loss attached, and the passes that did it."""
     work, head = given.clone(), request.head()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.compiler import Objective, Request, with_loss
+from gradcut.compiler import Request, with_loss
 from gradcut.cost import NOMINAL, Cost, estimate
 from gradcut.errors import GradcutError
-from gradcut.losses import as_text
+from gradcut.heads import new_parameters
+from gradcut.losses import Objective, as_text
 from gradcut.ops import is_float
 from gradcut.optimizers import AdamW
 from gradcut.parameters import KIND, constant_tensor
@@ -33,7 +35,7 @@ _ANONYMOUS = re.compile(r"val_\d+")
 
 def full_cost(
     model: Source,
-    loss: Objective | None = None,
+    loss: Objective = None,
     target: str = "onnx",
     batch_norm: str = "auto",
     dropout: str = "auto",
@@ -69,6 +71,7 @@ class Summary:
         cost: of a step as compiled, `backward_nodes` counted in the emitted graph.
         full: the same for full training; None where that is refused, and then `refused` says why.
         destroyed: what the model's exporter took away, a sentence each.
+        head: the tensors of heads that were replaced, by name, with their shapes.
     """
 
     manifest: Mapping[str, Any]
@@ -76,10 +79,13 @@ class Summary:
     full: Cost | None
     refused: str
     destroyed: tuple[str, ...]
+    head: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Lines for a person: a heading of one word, and a sentence."""
         yield "trains", _parameters(self.manifest, "trained")
+        if self.head:
+            yield "new head", f"{', '.join(self.head.values())}{self._alone()}"
         yield from self._frozen()
         yield "backward", f"{self.cost.backward_nodes} nodes emitted" + self._against("backward_nodes", "")
         yield "step", f"{human(self.cost.flops, 'FLOP')}" + self._against("flops", "FLOP")
@@ -105,6 +111,13 @@ class Summary:
             yield f"{join_names(condensed(names, every), 4)} {are} left out of training: {why}"
         yield from self.manifest["warnings"]
         yield from self.destroyed
+
+    def _alone(self) -> str:
+        """How to train a new head alone, where more than it trains."""
+        every = {one["name"]: one["status"] for one in self.manifest["parameters"]}
+        if all(name in self.head for name, status in every.items() if status == "trained"):
+            return ""
+        return "; to train it alone: " + " ".join(f"--train {shlex.quote(one)}" for one in condensed(self.head, every))
 
     def _frozen(self) -> Iterator[tuple[str, str]]:
         for status, why in (("frozen", "by --freeze or the model"), ("not-trained", "not named by --train")):
@@ -142,7 +155,7 @@ def _updates(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def summarize(
     artifacts: TrainingArtifacts,
     model: Source,
-    loss: Objective | None = None,
+    loss: Objective = None,
     batch_norm: str = "auto",
     dropout: str = "auto",
     everything: bool = False,
@@ -159,11 +172,13 @@ def summarize(
     refused = ""
     if not everything or any(one["status"] == "frozen" for one in manifest["parameters"]):
         full, refused = _full_or_why_not(model, loss, manifest["target"], batch_norm, dropout)
-    return Summary(manifest, cost, full, refused, tuple(destroyed(artifacts.model.graph)))
+    return Summary(
+        manifest, cost, full, refused, tuple(destroyed(artifacts.model.graph)), new_parameters(artifacts.model)
+    )
 
 
 def _full_or_why_not(
-    model: Source, loss: Objective | None, target: str, batch_norm: str, dropout: str
+    model: Source, loss: Objective, target: str, batch_norm: str, dropout: str
 ) -> tuple[Cost | None, str]:
     try:
         return full_cost(model, loss, target, batch_norm, dropout), ""

@@ -291,7 +291,8 @@ MISTAKES = {
     "no file": (["nope.onnx"], "nope.onnx: there is no such file"),
     "no loss of that name": (
         ["MODEL", "--loss", "cross_entropi"],
-        "there is no loss 'cross_entropi'; there are cross_entropy, mse, or a graph of your own: FILE.onnx",
+        "there is no loss 'cross_entropi'. Nearest: cross_entropy. There are bce_with_logits, cosine, cross_entropy, "
+        "huber, kl_div, l1, mse, nll, smooth_l1, or a graph of your own: FILE.onnx",
     ),
     "pattern": (
         ["MODEL", "--loss", "mse", "--train", "w7"],

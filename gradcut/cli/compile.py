@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradcut.cli.console import PassWatch, PrintAfter, TimePasses, VerifyEach, rows, warn
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def command(
@@ -21,6 +24,10 @@ def command(
         typer.Option(
             metavar="LOSS|FILE.onnx", help="Such as cross_entropy:output=logits,axis=1; 0.5*mse. Several add up."
         ),
+    ] = None,
+    new_head: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K|OUTPUT=K", help="A fresh last layer of K classes, drawn from --seed."),
     ] = None,
     train: Annotated[
         list[str] | None, typer.Option(metavar="P", help="Parameters or module scopes that train; all by default.")
@@ -44,7 +51,7 @@ def command(
     target: Annotated[str, typer.Option(help="onnx or ort-training.")] = "onnx",
     batch_norm: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
     dropout: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
-    seed: Annotated[int, typer.Option(help="What Dropout draws from.")] = 0,
+    seed: Annotated[int, typer.Option(help="What Dropout and --new-head draw from.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="A trainable the loss does not reach is an error.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a DIR that was trained.")] = False,
     print_ir_after: PrintAfter = None,
@@ -62,8 +69,13 @@ def command(
     check_target(folder, force)
     watch = PassWatch(print_ir_after, time_passes)
     warnings.simplefilter("ignore", GradcutWarning)  # the summary says them
+    given: str | ir.Model = model
+    if new_head:
+        from gradcut.heads import with_new_heads
+
+        given = with_new_heads(model, new_head, objective, seed)
     artifacts = compile(
-        model,
+        given,
         loss=objective,
         train=train,
         freeze=freeze or (),
@@ -83,7 +95,7 @@ def command(
         watch=watch.watch,
     )
     artifacts.save(folder, force=force)
-    summary = summarize(artifacts, model, objective, batch_norm, dropout, everything=not (train or freeze or stop_at))
+    summary = summarize(artifacts, given, objective, batch_norm, dropout, everything=not (train or freeze or stop_at))
     watch.report()
     rows([*summary.rows(), ("files", f"{folder}/ (training_model.onnx, checkpoint.safetensors, manifest.json, ...)")])
     for warning in summary.warnings():

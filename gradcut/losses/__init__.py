@@ -8,7 +8,7 @@ frozen dataclass on `Loss` in one of the modules here, listed in `LOSSES`.
 from gradcut.losses.base import Labels, Loss
 from gradcut.losses.classes import NLL, CrossEntropy
 from gradcut.losses.elements import L1, MSE, BCEWithLogits, Cosine, Huber, KLDiv, SmoothL1
-from gradcut.losses.spec import LOSSES, Term, as_text, parse_loss, parse_terms, split_path, terms_of
+from gradcut.losses.spec import LOSSES, Objective, Term, as_text, parse_loss, parse_terms, split_path, terms_of
 
 __all__ = [
     "L1",
@@ -22,6 +22,7 @@ __all__ = [
     "KLDiv",
     "Labels",
     "Loss",
+    "Objective",
     "SmoothL1",
     "Term",
     "as_text",

@@ -18,6 +18,7 @@ from gradcut.errors import LossError, SpecError
 from gradcut.losses.base import Loss
 from gradcut.losses.classes import NLL, CrossEntropy
 from gradcut.losses.elements import L1, MSE, BCEWithLogits, Cosine, Huber, KLDiv, SmoothL1
+from gradcut.source import Source
 from gradcut.text import Scalar, format_scalar, nearest, parse_spec
 
 LOSSES: dict[str, type[Loss]] = {
@@ -31,6 +32,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str, int, float, bool),
     "Numbers": (str, int, float),
 }
+#: A loss as text, as an instance, as a loss graph; or several: a list of them, each alone or as (factor, loss).
+Objective = Source | Loss | Sequence[str | Loss | tuple[float, str | Loss]] | None
 _GRAPHS = (".onnx", ".onnxtxt")
 _FACTOR = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+|inf|nan)(?:[eE][-+]?\d+)?)\s*\*\s*(.*)", re.DOTALL)
 
