@@ -17,6 +17,7 @@ import torch
 
 import gradcut
 from gradcut.heads import new_parameters
+from gradcut.parameters import KIND
 from models import zoo
 from tests.exported import exported, text
 
@@ -383,6 +384,15 @@ def test_a_head_within_a_function_is_inlined() -> None:
     g (float[n, 3] x) => (float[n, 2] y) <float[2, 3] w = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}> { y = mine.linear (x, w) }
     <domain: "mine", opset_import: ["" : 21]> linear (x, w) => (y) { y = Gemm <transB = 1> (x, w) }""")
     assert run(gradcut.replace_head(model, 4), fed(2, 3))[0].shape == (2, 4)
+
+
+def test_a_file_that_names_its_parameters_names_the_new_ones() -> None:
+    """An exporter's optimizer leaves the head's weight without its name; the new one is a parameter all the same."""
+    model = ir.from_proto(layer("gemm transB"))
+    model.graph.initializers["b"].metadata_props[KIND] = "InputKind.PARAMETER"
+    with pytest.warns(gradcut.errors.GradcutWarning, match="w stands where weights do"):
+        assert gradcut.compile(model, "mse").trainable == ("b",)
+    assert gradcut.compile(gradcut.replace_head(model, 5), "mse").trainable == ("w", "b")
 
 
 def test_other_dtypes_stay() -> None:

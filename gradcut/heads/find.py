@@ -207,7 +207,8 @@ def _behind_spreading(value: ir.Value | None) -> ir.Node | None:
 
 
 def _refusal(node: ir.Node, output: ir.Value) -> str:
-    what = _NO_HEADS.get(node.op_type, "no linear layer or convolution with a constant weight")
+    nothing = "no linear layer or convolution with a constant weight"
+    what = _NO_HEADS.get(node.op_type, nothing) if node.op_type != "Gather" or constant_operand(node, 0) else nothing
     if node.op_type in ("Conv", "MatMul", "Gemm"):
         what = "no layer whose one weight is a constant with the classes along one axis"
     name = f"{node.name!r} ({node.domain + '.' if node.domain else ''}{node.op_type})"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from gradcut.errors import LossError, SpecError
@@ -17,8 +17,7 @@ from gradcut.text import Scalar, format_scalar, format_spec
 
 #: Numbers along an axis, such as one a class; a sequence or an array is taken, a tuple is kept.
 Numbers = tuple[float, ...]
-#: What a mean is taken over: labels that are not ignored, elements, rows of the batch, or vectors along an axis.
-Over = Literal["labels", "elements", "rows", "vectors"]
+_KINDS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,9 @@ class Loss(ABC):
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = option(f"{self.name}: {field.name}", str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         if self.reduction not in self.reductions:
             raise SpecError(
                 f"{self.name}: reduction={self.reduction} gives no objective, which is a scalar; it is "
@@ -69,7 +71,11 @@ class Loss(ABC):
         """The scalar, within ``b.arithmetic()``."""
 
     def facts(self, output: ir.Value) -> dict[str, Any]:
-        """What a host must know to check the labels it feeds and to average; goes into the manifest."""
+        """What a host must know to check the labels it feeds and to average; goes into the manifest.
+
+        ``over`` is what the mean is taken over: ``labels`` that are not ignored, ``elements``, ``rows`` of the batch,
+        or ``vectors`` along an axis.
+        """
         return {"reduction": self.reduction, "over": "elements"}
 
     def spec(self) -> str:
@@ -85,25 +91,35 @@ class Loss(ABC):
         op_type = "ReduceMean" if self.reduction == "mean" else "ReduceSum"
         return b.op(op_type, losses, keepdims=0, shape=ir.Shape([]))
 
-    def _numbers(self, option: str) -> None:
-        """Keep an option that is a sequence of numbers as a tuple of floats, finite and at least 0."""
-        given = getattr(self, option)
-        try:
-            listed = tuple(float(one) for one in (given if isinstance(given, Iterable) else (given,)))
-        except (TypeError, ValueError):
-            raise SpecError(f"{self.name}: {option} is a list of numbers such as [1 2 0.5], not {given!r}") from None
-        bad = next((one for one in listed if not (math.isfinite(one) and one >= 0)), None)
-        if bad is not None:
-            raise SpecError(f"{self.name}: {option} holds {bad:g}; weights are finite and at least 0")
-        object.__setattr__(self, option, listed)
-
     def _at_least(self, option: str, least: float, strict: bool = False) -> None:
         value = getattr(self, option)
-        good = (
-            isinstance(value, (int, float)) and math.isfinite(value) and (value > least if strict else value >= least)
-        )
-        if not good:
+        if not (math.isfinite(value) and (value > least if strict else value >= least)):
             raise SpecError(f"{self.name}: {option} is {value!r}; it is {'above' if strict else 'at least'} {least:g}")
+
+
+def option(where: str, kind: str, value: Any) -> Any:
+    """An option's value as its annotation has it, in Python's own types.
+
+    Raises:
+        SpecError: of another kind, or weights that are negative or not finite.
+    """
+    if kind == "Numbers":
+        return _numbers(where, value)
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(plain, _KINDS[kind]) or (isinstance(plain, bool) and kind != "bool"):
+        raise SpecError(f"{where} is {kind}, not {value!r}")
+    return plain
+
+
+def _numbers(where: str, given: Any) -> Numbers:
+    try:
+        listed = tuple(float(one) for one in ([given] if np.ndim(given) == 0 else given))
+    except (TypeError, ValueError):
+        raise SpecError(f"{where} is a list of numbers such as [1 2 0.5], not {given!r}") from None
+    bad = next((one for one in listed if not (math.isfinite(one) and one >= 0)), None)
+    if bad is not None:
+        raise SpecError(f"{where} holds {bad:g}; weights are finite and at least 0")
+    return listed
 
 
 def axis_of(loss: Loss, output: ir.Value, axis: int) -> int:

@@ -33,10 +33,6 @@ class _OnClasses(Loss):
     weight: Numbers = ()
     ignore_index: int = -100
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._numbers("weight")
-
     def label_input(self, output: ir.Value) -> Labels:
         axis, shape = self._axis(output), output.shape
         dims = None if shape is None else [dim for i, dim in enumerate(shape) if i != axis]

@@ -100,11 +100,6 @@ class BCEWithLogits(Loss):
     pos_weight: Numbers = ()
     axis: int = -1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._numbers("weight")
-        self._numbers("pos_weight")
-
     def build(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
         positive = labels * self._factor(b, "pos_weight", output) if self.pos_weight else labels
         losses = b.Add((1.0 - labels) * _softplus(b, output), positive * _softplus(b, -output))

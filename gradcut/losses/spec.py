@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gradcut.errors import LossError, SpecError
@@ -23,14 +22,6 @@ from gradcut.text import Scalar, format_scalar, nearest, parse_spec
 
 LOSSES: dict[str, type[Loss]] = {
     cls.name: cls for cls in (CrossEntropy, NLL, BCEWithLogits, MSE, L1, Huber, SmoothL1, KLDiv, Cosine)
-}
-#: The values that an option takes in text, by its annotation.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "str": (str, int, float, bool),
-    "Numbers": (str, int, float),
 }
 #: A loss as text, as an instance, as a loss graph; or several: a list of them, each alone or as (factor, loss).
 Objective = Source | Loss | Sequence[str | Loss | tuple[float, str | Loss]] | None
@@ -71,26 +62,19 @@ def parse_loss(spec: str) -> Loss:
     for key in options:
         if key not in known:
             raise LossError(f"{name} has no option {key!r}; it has {', '.join(known)}")
-    return cls(**{key: _option(f"{name}: {key}", known[key], value) for key, value in options.items()})
+    return cls(**{key: _option(known[key], value) for key, value in options.items()})
 
 
-def _option(where: str, kind: str, value: Scalar) -> Any:
-    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind in ("int", "float")):
-        raise LossError(f"{where} is {kind}, not {value!r}")
-    if kind == "Numbers":
-        return _numbers(where, value)
-    return format_scalar(value) if kind == "str" else value
-
-
-def _numbers(where: str, value: Scalar) -> tuple[float, ...]:
-    """``[1 2 0.5]``, or one number alone."""
-    if not isinstance(value, str):
-        return (float(value),)
-    listed = re.fullmatch(r"\[(.*)\]", value)
+def _option(kind: str, value: Scalar) -> Any:
+    """What the text of an option says; the loss itself checks it."""
+    if kind == "str":
+        return format_scalar(value)
+    if kind != "Numbers" or not isinstance(value, str) or not re.fullmatch(r"\[.+\]", value):
+        return value
     try:
-        return tuple(float(one) for one in re.split(r"[\s,]+", listed[1].strip())) if listed else (float(value),)
+        return tuple(float(one) for one in re.split(r"[\s,]+", value[1:-1].strip()))
     except ValueError:
-        raise LossError(f"{where} is a list of numbers such as [1 2 0.5], not {value!r}") from None
+        return value
 
 
 # --- several -------------------------------------------------------------------------------------------------
@@ -102,7 +86,7 @@ def parse_terms(spec: str) -> list[Term]:
     Raises:
         LossError: a term is empty.
     """
-    if Path(spec).is_file():
+    if os.path.isfile(spec):
         return [Term(spec)]
     terms = []
     for part in re.split(r"\s\+\s", spec):
@@ -121,7 +105,7 @@ def split_path(spec: str) -> tuple[str | None, dict[str, str]]:
         if found and (not rest or rest.startswith(":")):
             pairs = [item.partition("=") for item in rest[1:].split(",") if item]
             return head + suffix, {name.strip(): output.strip() for name, _, output in pairs}
-    if Path(spec).is_file():
+    if os.path.isfile(spec):
         return spec, {}
     return None, {}
 

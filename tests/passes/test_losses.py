@@ -222,6 +222,7 @@ def test_bce_with_logits_along_the_channels() -> None:
 # --- distributions and directions ----------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean"])
 @pytest.mark.parametrize("log_target", [False, True])
 @pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4)])
@@ -297,6 +298,19 @@ def test_every_loss_is_public_and_says_where_it_comes_from() -> None:
         assert "torch.nn" in (cls.__doc__ or "")
 
 
+def test_options_of_numpys_types_make_the_same_text() -> None:
+    loss = losses.CrossEntropy(axis=np.int64(1), label_smoothing=np.float32(0.5), weight=np.ones(2, np.float16))
+    assert loss.spec() == "cross_entropy:axis=1,weight=[1.0 1.0],label_smoothing=0.5"
+
+
+def test_weights_of_many_classes() -> None:
+    """Longer than a file name may be."""
+    weight = np.random.default_rng(SEED).uniform(size=400)
+    x, labels = normal(3, 400), classes(3, count=400)
+    weights = torch.from_numpy(weight.astype(np.float32))
+    agree(x, labels, losses.CrossEntropy(weight=weight), lambda s, y: F.cross_entropy(s, y, weight=weights))
+
+
 def test_weights_take_commas_too() -> None:
     assert parse_loss("cross_entropy:weight=[1, 2,0.5],axis=1") == losses.CrossEntropy(weight=[1, 2, 0.5], axis=1)
 
@@ -323,6 +337,8 @@ def test_weights_take_commas_too() -> None:
         (lambda: parse_loss("smooth_l1:beta=-1"), "smooth_l1: beta is -1; it is at least 0"),
         (lambda: parse_loss("cosine:eps=0"), "cosine: eps is 0; it is above 0"),
         (lambda: parse_loss("kl_div:log_target=1"), "kl_div: log_target is bool, not 1"),
+        (lambda: losses.CrossEntropy(axis="1"), "cross_entropy: axis is int, not '1'"),
+        (lambda: losses.Huber(delta=None), "huber: delta is float, not None"),
         (lambda: parse_loss("huber:delta=big"), "huber: delta is float, not 'big'"),
     ],
 )  # fmt: skip
