@@ -7,6 +7,7 @@ DIR/step_model.onnx         both in one; not for the target ort-training
 DIR/eval_model.onnx         loss and outputs in inference mode
 DIR/checkpoint.safetensors  parameters, optimizer state, running statistics, step, seed
 DIR/weights.bin             large weights, once for all graphs
+DIR/best.safetensors        the checkpoint of the best evaluation, by gradcut train
 DIR/manifest.json           the roles of every input and output, what was cut and why, hashes
 """
 
@@ -33,8 +34,9 @@ CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.bin"
 GRAPHS = ("training_model", "optimizer_model", "step_model", "eval_model")
 METRICS = "metrics.jsonl"
+BEST = "best.safetensors"
 #: What compiling and training write; saving again replaces these, and leaves what else lies there.
-OURS = frozenset({"model.onnx", *(f"{name}.onnx" for name in GRAPHS), WEIGHTS, CHECKPOINT, MANIFEST, METRICS})
+OURS = frozenset({"model.onnx", *(f"{name}.onnx" for name in GRAPHS), WEIGHTS, CHECKPOINT, MANIFEST, METRICS, BEST})
 #: A tensor of at least this many bytes that graphs share is written once, beside them.
 SHARED_BYTES = 1 << 16
 _ALIGNMENT = 4096

@@ -1,4 +1,4 @@
-"""Training data at run time: arrays from an npz file, the train/held-out split, shuffled batches."""
+"""Rows at run time: arrays from an npz file, the train/held-out split, shuffled batches."""
 
 from __future__ import annotations
 
@@ -23,26 +23,32 @@ def split_indices(n: int, fraction: float, seed: int) -> tuple[Array, Array]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def load_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
+def load_npz(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Array]:
     """The arrays of an npz file, all of the same first dimension N >= 1 (the examples).
 
+    Args:
+        names: read only these; what else lies in the file is then not looked at.
+
     Raises DataError when the file is missing or no npz, when it holds nothing, a pickled (object) array or a
-    scalar, and when its arrays differ in length.
+    scalar, when its arrays differ in length, and when one of `names` is not among them.
     """
-    data = _read(path)
+    data = _read(path, names)
     if not data:
         raise DataError(f"{path} holds no array; write one per graph input: np.savez(path, x=..., y=...)")
-    _check_lengths(path, data)
+    check_lengths(path, data)
     return data
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Array]:
+def _read(path: str | os.PathLike[str], names: Iterable[str] | None) -> dict[str, Array]:
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path} is a single npy array; write an npz with one array per graph input")
         with archive:
-            return {key: _member(path, archive, key) for key in archive.files}
+            if names is not None and archive.files:
+                check_keys(dict.fromkeys(archive.files), names, path)
+            wanted = archive.files if names is None else [key for key in names if key in archive.files]
+            return {key: _member(path, archive, key) for key in wanted}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -63,7 +69,8 @@ def _member(path: str | os.PathLike[str], archive: Any, key: str) -> Array:
     return array
 
 
-def _check_lengths(path: str | os.PathLike[str], data: Mapping[str, Array]) -> None:
+def check_lengths(path: str | os.PathLike[str], data: Mapping[str, Array]) -> None:
+    """Raise DataError unless every array has the same number of rows, and at least one."""
     first = next(iter(data))
     for key, array in data.items():
         if array.ndim == 0:
@@ -77,27 +84,30 @@ def _check_lengths(path: str | os.PathLike[str], data: Mapping[str, Array]) -> N
         raise DataError(f"{path}: the arrays have no rows")
 
 
-def check_keys(data: Mapping[str, Any], expected: Iterable[str]) -> None:
-    """Raise DataError unless every name in `expected` is a key of `data`; keys beyond them are allowed."""
+def check_keys(data: Mapping[str, Any], expected: Iterable[str], where: object = "the data") -> None:
+    """Raise DataError unless every name in `expected` is a key of `data`; keys beyond them are allowed.
+
+    Args:
+        where: what the message calls the data, such as their file.
+    """
     missing = [name for name in expected if name not in data]
     if not missing:
         return
     hints = [f"{name!r} may be {close[0]!r}" for name in missing if (close := nearest(name, data, 1))]
     hint = f" ({'; '.join(hints)})" if hints else ""
     raise DataError(
-        f"the data lacks {join_names(map(repr, missing))}{hint}; it has {join_names(map(repr, data)) or 'nothing'}"
+        f"{where} lacks {join_names(map(repr, missing))}{hint}; it has {join_names(map(repr, data)) or 'nothing'}"
     )
 
 
 class Batches:
-    """Shuffled batches over the rows `indices` of `data`; the order depends only on (seed, epoch)."""
+    """Shuffled batches over the rows `indices`; the order depends only on (seed, epoch)."""
 
-    def __init__(self, data: Mapping[str, Array], indices: Array, batch_size: int, seed: int) -> None:
+    def __init__(self, indices: Array, batch_size: int, seed: int) -> None:
         if batch_size < 1:
             raise DataError(f"batch size {batch_size} is not at least 1")
         if len(indices) == 0:
             raise DataError("no rows are left to make batches of")
-        self._data = dict(data)
         self._indices = np.asarray(indices)
         self._batch_size = batch_size
         self._seed = seed
@@ -106,9 +116,13 @@ class Batches:
         """Batches per epoch, the ragged last one included."""
         return -(-len(self._indices) // self._batch_size)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Array]]:
-        """The batches of `epoch` from number `start` on: a resumed run goes on in the same order."""
+    @property
+    def whole(self) -> int:
+        """Batches per epoch that have all their rows."""
+        return len(self._indices) // self._batch_size
+
+    def rows(self, epoch: int, start: int = 0) -> Iterator[Array]:
+        """The rows of each batch of `epoch` from number `start` on: a resumed run goes on in the same order."""
         order = np.random.default_rng((self._seed, epoch)).permutation(self._indices)
         for begin in range(start * self._batch_size, len(order), self._batch_size):
-            rows = order[begin : begin + self._batch_size]
-            yield {key: array[rows] for key, array in self._data.items()}
+            yield order[begin : begin + self._batch_size]

@@ -1,16 +1,19 @@
-"""What a training run is asked to do, and where in it a checkpoint stands."""
+"""What a training run is asked to do."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gradcut.errors import DataError
 from gradcut.optimizers import check_rate
+from gradcut.runtime.metrics import check_metrics
+from gradcut.runtime.sources.opening import is_stream
+from gradcut.schedules import parse_schedule
 
-_BATCH, _SEED, _SPLIT = 32, 0, 0.2
+Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,24 @@ class Plan:
     """How to train; None is the default, or on resume what the run was started with.
 
     Attributes:
-        epochs: of the whole run, those before a resume included; 1 by default.
+        data, eval_data: a file, a folder of .npy files, ``module:function``, or ``NAME=FILE.npy`` texts.
         eval_split: the share of the rows held out where there is no `eval_data`; 0 holds out nothing.
-        lr: the learning rate of every step; the optimizer's own by default.
-        checkpoint_every: steps between checkpoints, beside the one after each epoch; 0: only those.
+        epochs: of the whole run, those before a resume included; 1 by default.
+        steps_per_epoch: updates after which an epoch ends, if the data do not end before; by default they do.
+        lr: the optimizer's own by default. schedule: text of `gradcut.schedules`, which stretches over the run.
+        accumulate: batches an update; 1 by default.
+        eval_every: updates between evaluations, beside the one after each epoch.
+        metrics: names; the first is the one that the best checkpoint and `patience` go by.
+        patience: evaluations in a row without improvement by more than `min_delta` (0 by default) that end the run.
+        checkpoint_every: updates between checkpoints, beside the one after each epoch; 0: only those.
+        log_dir: where TensorBoard's event files go; none by default.
 
     Raises:
-        DataError: an option that no run can have. SpecError: a learning rate that none can have.
+        DataError: an option that no run can have. SpecError: a learning rate, schedule or metric that there is not.
     """
 
-    data: str | os.PathLike[str]
-    eval_data: str | os.PathLike[str] | None = None
+    data: Path | Sequence[Path]
+    eval_data: Path | Sequence[Path] | None = None
     eval_split: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -36,109 +46,62 @@ class Plan:
     lr: float | None = None
     checkpoint_every: int = 0
     resume: bool = False
+    steps_per_epoch: int | None = None
+    schedule: str | None = None
+    accumulate: int | None = None
+    eval_every: int | None = None
+    metrics: Sequence[str] | None = None
+    patience: int | None = None
+    min_delta: float | None = None
+    log_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.eval_data is not None and self.eval_split is not None:
+        if self.held_out is not None and self.eval_split is not None:
             raise DataError("--eval-data and --eval-split exclude each other")
         if self.eval_split is not None and not 0 <= self.eval_split < 1:
             raise DataError(f"--eval-split is {self.eval_split:g}; it lies between 0 and 1")
-        for option, least in {"epochs": 1, "batch_size": 1, "seed": 0, "checkpoint_every": 0}.items():
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise DataError(f"{_spelled(option)} is {value}; it is at least {least}")
+        self._check_numbers()
         if self.lr is not None:
             check_rate(self.lr, "--lr")
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where in the data a run is, how it was started, and what its epoch has summed up so far; JSON, in the checkpoint.
-
-    Attributes:
-        data, eval_checksum: checksums of the data, so that nobody resumes on another file.
-        eval_data: the file of held-out rows, None where `eval_split` holds them out.
-        batch: batches of this epoch that are done. weight: labels or rows behind `loss`, which is a sum.
-    """
-
-    seed: int
-    batch_size: int
-    eval_split: float
-    data: int
-    eval_data: str | None = None
-    eval_checksum: int | None = None
-    epochs: int = 1
-    lr: float | None = None
-    epoch: int = 0
-    batch: int = 0
-    loss: float = 0.0
-    weight: float = 0.0
-    seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        if self.schedule is not None:
+            parse_schedule(self.schedule)
+        check_metrics(self.metrics or ())
+        if is_stream(self.sources):
+            self._check_stream()
 
     @property
-    def held_out(self) -> dict[str, Any]:
-        """The option that says what is held out."""
-        return {"eval_split": self.eval_split} if self.eval_data is None else {"eval_data": self.eval_data}
+    def sources(self) -> tuple[str, ...]:
+        """What `data` names."""
+        return _texts(self.data)
+
+    @property
+    def held_out(self) -> tuple[str, ...] | None:
+        """What `eval_data` names."""
+        return _texts(self.eval_data) if self.eval_data else None
+
+    def _check_numbers(self) -> None:
+        positive = ("epochs", "batch_size", "steps_per_epoch", "accumulate", "eval_every", "patience")
+        for option, least in {**dict.fromkeys(positive, 1), "seed": 0, "checkpoint_every": 0}.items():
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise DataError(f"{spelled(option)} is {value}; it is at least {least}")
+        if self.min_delta is not None and not 0 <= self.min_delta < math.inf:
+            raise DataError(f"--min-delta is {self.min_delta}; it is a finite number of at least 0")
+
+    def _check_stream(self) -> None:
+        """A function makes its own batches, and nobody knows how many."""
+        name = self.sources[0]
+        if self.eval_split:
+            raise DataError(f"--eval-split takes a share of the rows, and {name} yields batches; give --eval-data")
+        if self.batch_size is not None and (self.held_out is None or is_stream(self.held_out)):
+            raise DataError(f"--batch-size does not apply to {name}, which makes its own batches")
 
 
-def begin(plan: Plan, data: int, batch: int | None) -> Position:
-    """The position of a new run.
-
-    Args:
-        data: checksum of its data. batch: the batch that the graph fixes, None where it is open.
-    """
-    held = {"eval_split": _or(plan.eval_split, _SPLIT)}
-    if plan.eval_data is not None:
-        held = {"eval_split": 0.0, "eval_data": os.fspath(plan.eval_data)}
-    sizes = {"seed": _or(plan.seed, _SEED), "batch_size": _or(plan.batch_size, batch or _BATCH)}
-    return Position(data=data, epochs=_or(plan.epochs, 1), lr=plan.lr, **sizes, **held)
+def spelled(option: str) -> str:
+    """An option's name as on the command line."""
+    return "--" + {"metrics": "metric"}.get(option, option).replace("_", "-")
 
 
-def go_on(plan: Plan, run: Position, data: int) -> Position:
-    """The recorded position of a run, with the epochs and the learning rate of the plan where it has some.
-
-    Raises:
-        DataError: the plan asks for other data or batches than the run was started with.
-    """
-    asked = {"seed": plan.seed, "batch_size": plan.batch_size}
-    _check_same({option: getattr(run, option) for option in asked}, asked)
-    # another path may hold the same rows: the checksum decides
-    moved = plan.eval_data is not None and run.eval_data is not None
-    if not moved:
-        _check_same(run.held_out, {"eval_split": plan.eval_split, "eval_data": plan.eval_data})
-    if data != run.data:
-        raise _other(plan.data)
-    found = os.fspath(plan.eval_data) if moved and plan.eval_data is not None else run.eval_data
-    return replace(run, epochs=_or(plan.epochs, run.epochs), lr=_or(plan.lr, run.lr), eval_data=found)
-
-
-def with_eval_data(run: Position, checksum: int) -> Position:
-    """The position with the checksum of its held-out file, which is the recorded one."""
-    if run.eval_checksum not in (None, checksum):
-        raise _other(run.eval_data)
-    return replace(run, eval_checksum=checksum)
-
-
-def _check_same(had: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    for option, value in asked.items():
-        if value is not None and value != had.get(option):
-            started = option if option in had else next(iter(had))
-            other = value if started == option else f"{_spelled(option)} {value}"
-            raise DataError(
-                f"the run was started with {_spelled(started)} {had[started]}, not {other}; "
-                f"leave {_spelled(option)} away to resume it"
-            )
-
-
-def _other(path: Any) -> DataError:
-    return DataError(f"{path} does not hold the data that the run was started with; a run resumes on the same file")
-
-
-def _spelled(option: str) -> str:
-    return "--" + option.replace("_", "-")
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def _texts(data: Path | Sequence[Path]) -> tuple[str, ...]:
+    several = [data] if isinstance(data, (str, os.PathLike)) else data
+    return tuple(os.fspath(one) for one in several)

@@ -18,11 +18,13 @@ import pytest
 
 import gradcut
 from gradcut import checkpoint
-from gradcut.cli.train import _line
+from gradcut.cli.progress import line
 from gradcut.errors import ArtifactsError, CheckpointError, DataError, FeedError, LossError, NotFiniteError, SpecError
+from gradcut.runtime.outcome import Outcome
 from gradcut.runtime.plan import Plan
+from gradcut.runtime.records import Record
 from gradcut.runtime.session import StepResult
-from gradcut.runtime.train import Epoch, Outcome, Trainer
+from gradcut.runtime.train import Trainer
 from models.zoo import MODELS
 from tests.exported import text
 
@@ -36,16 +38,16 @@ class Quiet:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.epochs: list[Epoch] = []
-        self.starts: list[tuple[int, int, int, int]] = []
+        self.epochs: list[Record] = []
+        self.starts: list[tuple[int, int, int | None, int]] = []
 
-    def start(self, epoch: int, epochs: int, batches: int, done: int) -> None:
-        self.starts.append((epoch, epochs, batches, done))
+    def start(self, epoch: int, epochs: int, steps: int | None, done: int) -> None:
+        self.starts.append((epoch, epochs, steps, done))
 
     def step(self, result: StepResult, rows: int) -> None:
         self.losses.append(result.loss)
 
-    def epoch(self, record: Epoch) -> None:
+    def record(self, record: Record) -> None:
         self.epochs.append(record)
 
 
@@ -191,7 +193,7 @@ def test_a_run_is_resumed_on_the_data_and_batches_it_was_started_with(tmp_path: 
 
 
 def test_a_resumed_run_keeps_its_options_and_takes_new_ones(tmp_path: Path, data: Path) -> None:
-    """Epochs, learning rate and held-out file; what is given again counts from there on."""
+    """Records, learning rate and held-out file; what is given again counts from there on."""
     folder, whole, watcher = artifacts(tmp_path / "d"), artifacts(tmp_path / "whole"), Quiet()
     options: dict[str, Any] = {"eval_data": data, "lr": 0.05}
     train(whole, data, epochs=2, **options)
@@ -222,7 +224,7 @@ def test_held_out_rows_are_the_same_after_a_resume(tmp_path: Path, data: Path) -
     moved = held.rename(tmp_path / "moved.npz")
     with pytest.raises(DataError, match=r"held.npz: no such file"):
         Trainer(by_file, Plan(data, resume=True))
-    assert Trainer(by_file, Plan(data, eval_data=moved, resume=True)).position.eval_data == str(moved)
+    assert Trainer(by_file, Plan(data, eval_data=moved, resume=True)).position.eval_data == [str(moved)]
     arrays = dict(np.load(moved))
     np.savez(held, **{**arrays, "x": arrays["x"] + 1})
     with pytest.raises(DataError, match=r"held.npz does not hold the data that the run was started with"):
@@ -257,7 +259,7 @@ def test_weights_that_are_not_finite_end_a_run_and_are_not_saved(tmp_path: Path,
     np.savez(held, x=-rows, labels=rows)
     watcher = Quiet()
     train(tmp_path / "d", good, watcher, eval_data=held)
-    assert np.isnan(watcher.epochs[0].eval_loss or 0) and _line(watcher.epochs[0]).count("eval loss nan") == 1
+    assert np.isnan(watcher.epochs[0].eval_loss or 0) and line(watcher.epochs[0]).count("eval loss nan") == 1
     assert json.loads((tmp_path / "d" / "metrics.jsonl").read_text())["eval_loss"] is None
     gradcut.compile(root, loss="mse").save(tmp_path / "e")
     before = (tmp_path / "e" / "checkpoint.safetensors").read_bytes()
