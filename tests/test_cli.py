@@ -106,11 +106,15 @@ def test_train_prints_a_line_an_epoch_and_where_the_checkpoint_is(tmp_path: Path
     lines = good("train", folder, "--data", DATA, "--batch-size", 100).out.splitlines()
     assert lines[0].startswith("epoch 1, step 15, loss ")
     assert "eval loss" in lines[0] and "accuracy" in lines[0]
-    assert lines[1].startswith("accuracy 0.")
-    assert lines[1].endswith(f"on the held-out rows; step 15; checkpoint {folder / 'checkpoint.safetensors'}")
+    said = {line[:12].strip(): line[12:] for line in lines[1:]}
+    assert list(said) == ["run", "loss", "held out", "best", "checkpoint", "next"]
+    assert said["run"].startswith("1 of 1 epoch, 15 steps; ") and said["run"].endswith(" samples/s")
+    assert said["held out"].startswith("accuracy 0.") and said["held out"].endswith(" at step 15")
+    assert said["checkpoint"] == str(folder / "checkpoint.safetensors")
+    assert said["next"] == f"gradcut export {folder} -o d.onnx"
     again = good("train", folder, "--data", DATA, "--resume").out
-    assert again.startswith("the run has its 1 epoch; a larger --epochs goes on")
-    assert "accuracy" in again
+    assert again.startswith("run         1 of 1 epoch, 15 steps; nothing was left to do")
+    assert "a larger --epochs goes on" in again and "accuracy" in again
     good("compile", DIGITS, "--loss", "cross_entropy", "--train", "head.*", "-o", tmp_path / "new")
     new = good("train", tmp_path / "new", "--data", DATA, "--resume", "--batch-size", 100).out
     assert new.startswith(f"{tmp_path / 'new'} was not trained yet: a new run begins\n")
@@ -366,11 +370,11 @@ def test_data_that_do_not_fit_are_refused_before_a_step(tmp_path: Path) -> None:
         f"{file}: feed 'labels' holds label 10 at row 17; the model has 10 classes, 0 to 9"
     )
     assert says(image=data["image"], label=labels) == (
-        "the data lacks 'labels' ('labels' may be 'label'); it has 'image', 'label'"
+        f"{file} lacks 'labels' ('labels' may be 'label'); it has 'image', 'label'"
     )
     assert says(image=data["image"][:-1], labels=data["labels"]).startswith(f"{file}: 'image' has 1796 rows and ")
-    assert says(image=data["image"].astype(float), labels=data["labels"]) == (
-        f"{file}: feed 'image' is float64; the graph takes float32: use .astype('float32')"
+    assert says(image=data["image"].astype(np.float16).view(np.int16), labels=data["labels"]) == (
+        f"{file}: feed 'image' is int16; the graph takes float32: use .astype('float32')"
     )
     assert says(image=data["image"][:, 0], labels=data["labels"]) == (
         f"{file}: feed 'image' has shape [1797, 8, 8]; the graph takes [?, 1, 8, 8]"

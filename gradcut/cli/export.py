@@ -13,19 +13,19 @@ def command(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The .onnx file to write, or .onnxtxt.")
     ],
+    best: Annotated[
+        bool, typer.Option("--best", help="The weights of the best evaluation, not those of the last step.")
+    ] = False,
     keep_marks: Annotated[bool, typer.Option("--keep-marks", help="Leave gradcut.StopGradient nodes in.")] = False,
     ema: Annotated[bool, typer.Option("--ema", help="The running averages of the parameters (compile --ema).")] = False,
 ) -> None:
     """Write the model in DIR with the trained parameters and running statistics."""
-    import numpy as np
-
     from gradcut.artifacts import TrainingArtifacts
     from gradcut.runtime.ema import averages
-    from gradcut.runtime.export import export
+    from gradcut.runtime.export import export, trained
 
     artifacts = TrainingArtifacts.load(folder)
-    moved = {*artifacts.trainable, *artifacts.manifest["state"]}
-    tensors = {name: np.asarray(array) for name, array in artifacts.tensors.items()}
+    tensors, step = trained(artifacts, best)
     tensors |= averages(artifacts.manifest, tensors) if ema else {}
-    export(artifacts.model, {name: tensors[name] for name in sorted(moved)}, output, keep_marks)
-    typer.echo(f"{output}: {len(moved)} tensors as of step {artifacts.start.get('step', 0)}, the rest as it was given")
+    export(artifacts.model, tensors, output, keep_marks)
+    typer.echo(f"{output}: {len(tensors)} tensors as of step {step}, the rest as it was given")

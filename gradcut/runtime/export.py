@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.artifacts import check_output
+from gradcut import checkpoint
+from gradcut.artifacts import BEST, TrainingArtifacts, check_output
 from gradcut.dialect import declare
-from gradcut.errors import ArtifactsError
+from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.io import atomic_write, atomic_write_bytes
 from gradcut.passes.emit import strip_marks
 from gradcut.source import TEXT_SUFFIXES
@@ -47,6 +48,29 @@ def export(
         _write(result, target, beside=size > _MAX_BYTES)
     except OSError as error:
         raise ArtifactsError(f"{path}: the model could not be written ({error.strerror or error})") from error
+
+
+def trained(artifacts: TrainingArtifacts, best: bool = False) -> tuple[dict[str, Array], int]:
+    """What training has moved in a directory of artifacts, parameters and running statistics, and as of which step.
+
+    Args:
+        best: from the checkpoint of the best evaluation, not from the last one.
+
+    Raises:
+        ArtifactsError: no evaluation has written a best checkpoint. CheckpointError: it is damaged, or of another model.
+    """
+    moved = sorted({*artifacts.trainable, *artifacts.manifest["state"]})
+    tensors, step = artifacts.tensors, int(artifacts.start.get("step", 0))
+    if best:
+        path = (artifacts.folder or Path()) / BEST
+        if not path.exists():
+            raise ArtifactsError(f"{path}: no such checkpoint; gradcut train writes it where it holds rows out")
+        tensors, record = checkpoint.load(path)
+        step = int(record["step"])
+        for name in moved:
+            if name not in tensors or np.shape(tensors[name]) != np.shape(artifacts.tensors[name]):
+                raise CheckpointError(f"{path} is of another model, or of another choice of what trains: {name!r}")
+    return {name: np.asarray(tensors[name]) for name in moved}, step
 
 
 def _write(model: ir.Model, target: Path, beside: bool) -> None:

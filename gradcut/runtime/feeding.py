@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -47,15 +47,14 @@ class Data:
 
     def training(self, epoch: int, start: int) -> Iterator[list[Feeds]]:
         """The batches of an epoch from number `start` on, as many together as an update takes; the last fewer."""
-        batches = self._stream(self._source, epoch, start) if isinstance(self._source, Stream) else None
-        chosen = batches or self._rows(epoch, start)
-        left = None if self.per_epoch is None else max(self.per_epoch - start, 0)
-        limited = islice(chosen, left)
+        source = self._source
+        batches = self._stream(source, epoch, start) if isinstance(source, Stream) else self._rows(epoch, start)
+        limited = islice(batches, None if self.per_epoch is None else max(self.per_epoch - start, 0))
         try:
             while update := list(islice(limited, self.position.accumulate)):
                 yield update
         finally:
-            chosen.close()
+            batches.close()
 
     def held_out(self) -> Iterator[Feeds]:
         """The held-out batches in order, the last as short as it is."""
@@ -137,12 +136,12 @@ class Data:
 
     # --- batches ---------------------------------------------------------------------------------------------
 
-    def _rows(self, epoch: int, start: int) -> Iterator[Feeds]:
+    def _rows(self, epoch: int, start: int) -> Generator[Feeds, None, None]:
         assert self._batches is not None and isinstance(self._source, Rows)
         for rows in self._batches.rows(epoch, start):
             yield self._inputs.cast(self._source.take(rows), self._source.name)
 
-    def _stream(self, stream: Stream, epoch: int, start: int) -> Iterator[Feeds]:
+    def _stream(self, stream: Stream, epoch: int, start: int) -> Generator[Feeds, None, None]:
         for number, arrays in enumerate(stream.batches(epoch, self.position.seed)):
             if number >= start:
                 yield self._inputs.batch(arrays, f"{stream.name}, batch {number + 1}")

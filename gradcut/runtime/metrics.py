@@ -291,9 +291,8 @@ def check_metrics(names: Iterable[str]) -> None:
         if name not in METRICS and name != LOSS and not _TOP.fullmatch(name):
             close = nearest(name, _KNOWN, 1)
             hint = f" Nearest: {close[0]}." if close else ""
-            raise SpecError(
-                f"--metric: {name!r} is no metric.{hint} There are {join_names(_KNOWN, 20)} (any k in top<k>)"
-            )
+            known = join_names(_KNOWN, len(_KNOWN))
+            raise SpecError(f"--metric: {name!r} is no metric.{hint} There are {known}; any k will do in top<k>")
 
 
 def rises(name: str) -> bool:

@@ -2,8 +2,8 @@
 
 What a run has done is in one place, the checkpoint: the state and the position in the data are written together,
 whole or not at all. `metrics.jsonl` is written before it; lines that a kill left ahead of the checkpoint are dropped on
-resume, and the run writes them again. `best.safetensors` is a copy of the checkpoint that an improvement wrote, so it is
-never ahead of it; a kill between the two is made good on resume.
+resume, and the run writes them again. `best.safetensors` is a copy of the checkpoint that an improvement wrote, so it
+is never ahead of it; a kill between the two is made good on resume.
 """
 
 from __future__ import annotations
