@@ -57,7 +57,7 @@ def trained(artifacts: TrainingArtifacts, best: bool = False) -> tuple[dict[str,
         best: from the checkpoint of the best evaluation, not from the last one.
 
     Raises:
-        ArtifactsError: no evaluation has written a best checkpoint. CheckpointError: it is damaged, or of another model.
+        ArtifactsError: no evaluation has written a best checkpoint. CheckpointError: it is damaged or of another model.
     """
     moved = sorted({*artifacts.trainable, *artifacts.manifest["state"]})
     tensors, step = artifacts.tensors, int(artifacts.start.get("step", 0))

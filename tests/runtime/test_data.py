@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gradcut.errors import DataError, FeedError, SpecError
+from gradcut.errors import DataError
 from gradcut.runtime.data import Batches, check_keys, load_npz, split_indices
-from gradcut.runtime.metrics import accuracy, hits_and_count
 
 
 @pytest.fixture
@@ -101,6 +99,14 @@ def test_files_that_cannot_be_used(path: Path, write: Any, message: str) -> None
     assert str(path) in str(caught.value)
 
 
+def test_only_the_names_asked_for_are_looked_at(path: Path) -> None:
+    np.savez(path, x=np.zeros((3, 2)), labels=np.arange(3), names=np.array([None, 1], object), more=np.float32(1))
+    assert list(load_npz(path, ["labels", "x"])) == ["labels", "x"]
+    with pytest.raises(DataError) as caught:
+        load_npz(path, ["x", "label"])
+    assert str(caught.value) == f"{path} lacks 'label' ('label' may be 'labels'); it has 'x', 'labels', 'names', 'more'"
+
+
 def test_check_keys() -> None:
     check_keys({"x": 0, "labels": 0, "more": 0}, ["x", "labels"])
     with pytest.raises(DataError) as caught:
@@ -149,26 +155,3 @@ def test_batches_refuse() -> None:
         make(batch_size=0)
     with pytest.raises(DataError, match="no rows"):
         make(indices=np.array([], int))
-
-
-def test_accuracy() -> None:
-    logits = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    assert accuracy(logits, np.array([1, 1, 1])) == pytest.approx(2 / 3)
-    assert accuracy(logits, np.array([1, 1, -100])) == 0.5
-    assert hits_and_count(logits, np.array([1, 1, 7]), ignore_index=7) == (1, 2)
-    assert math.isnan(accuracy(logits, np.full(3, -100)))
-
-
-def test_accuracy_along_an_axis() -> None:
-    logits = np.zeros((2, 3, 4))
-    logits[:, :, 2] = 1
-    logits[0, 1, :] = 2
-    assert accuracy(logits, np.full((2, 3), 2), axis=-1) == pytest.approx(5 / 6)
-    assert accuracy(logits, np.full((2, 4), 1), axis=1) == 0.5
-
-
-def test_accuracy_refuses() -> None:
-    with pytest.raises(SpecError, match="rank 3 need axis="):
-        accuracy(np.zeros((2, 3, 4)), np.zeros((2, 4)))
-    with pytest.raises(FeedError, match=r"labels of shape \(2, 1\)"):
-        accuracy(np.zeros((2, 3)), np.zeros((2, 1)))

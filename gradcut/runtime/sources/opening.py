@@ -14,7 +14,7 @@ import numpy as np
 from gradcut.errors import DataError
 from gradcut.runtime.data import load_npz
 from gradcut.runtime.sources.npy import load_folder, load_pairs
-from gradcut.runtime.sources.rows import Rows, rows
+from gradcut.runtime.sources.rows import Rows
 from gradcut.runtime.sources.stream import Stream, open_stream
 from gradcut.runtime.sources.tables import load_parquet, load_safetensors
 
@@ -41,13 +41,13 @@ def open_data(given: Sequence[str], names: Sequence[str]) -> Rows | Stream:
     """
     pairs = [one for one in given if "=" in one and not os.path.exists(one)]
     if pairs:
-        return rows(", ".join(given), load_pairs(_files(given, len(pairs)), names))
+        return Rows.of(", ".join(given), load_pairs(_files(given, len(pairs)), names))
     if len(given) != 1:
         raise DataError(f"{len(given)} sources of data are given; they are {FORMS}")
     path = given[0]
     if not os.path.exists(path) and _FUNCTION.fullmatch(path):
         return open_stream(path, names)
-    return rows(path, _load(path, names))
+    return Rows.of(path, _load(path, names))
 
 
 def is_stream(given: Sequence[str]) -> bool:

@@ -31,17 +31,17 @@ class Rows:
     arrays: dict[str, Array]
     checksum: int
 
+    @classmethod
+    def of(cls, name: str, arrays: Mapping[str, Array]) -> Rows:
+        """Rows with their checksum."""
+        return cls(name, dict(arrays), _checksum(arrays))
+
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
     def take(self, rows: Any) -> dict[str, Array]:
         """These rows (indices or a slice) of every array, in memory."""
         return {name: np.asarray(array[rows]) for name, array in self.arrays.items()}
-
-
-def rows(name: str, arrays: Mapping[str, Array]) -> Rows:
-    """`Rows` with their checksum."""
-    return Rows(name, dict(arrays), _checksum(arrays))
 
 
 def _checksum(arrays: Mapping[str, Array]) -> int:

@@ -56,7 +56,7 @@ class Stream:
                 where = f"{self.name}, batch {number}"
                 if not isinstance(batch, Mapping):
                     kind = type(batch).__name__
-                    raise DataError(f"{where} is a {kind}; yield a dict with an array per graph input")
+                    raise DataError(f"{where} is no dict but {kind}; yield a dict with an array per graph input")
                 check_keys(batch, self.names, where)
                 yield {name: np.asarray(batch[name]) for name in self.names}
         finally:
@@ -79,7 +79,7 @@ class Stream:
             found = self.function(**{name: value for name, value in known.items() if every or name in parameters})
             if isinstance(found, Mapping) or not isinstance(found, Iterable):
                 kind = type(found).__name__
-                raise DataError(f"{self.name} gives a {kind}; it should yield batches, a dict of arrays each")
+                raise DataError(f"{self.name} gives one {kind}; it should yield batches, a dict of arrays each")
             return iter(found)
         except GradcutError:
             raise
@@ -122,7 +122,8 @@ def open_stream(name: str, names: Iterable[str]) -> Stream:
 
 
 def _told(what: str, error: Exception) -> DataError:
-    """What the user's code raised, with the line that did."""
+    """What the user's code raised, with the last line of it that led there; libraries have no line of theirs."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    own = [one for one in frames if "site-packages" not in one.filename and not one.filename.startswith("<")]
+    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
     return DataError(f"{what} failed with {type(error).__name__}: {error}{place}")
