@@ -406,7 +406,7 @@ def test_what_is_not_cast(classes: Inputs, arrays: dict[str, np.ndarray]) -> Non
     ]:
         with pytest.raises(FeedError, match=message):
             classes.checked(Rows.of("f", {**arrays, **changed}))
-    with pytest.raises(DataError, match="f: 'x' holds 1e[+]?300 at row 4, which float32"):
+    with pytest.raises(DataError, match=r"f: 'x' holds 1e[+]?300 at row 4, which float32"):
         classes.checked(Rows.of("f", {**arrays, "x": np.where(np.arange(7)[:, None] == 4, 1e300, np.eye(7, 3))}))
 
 
