@@ -74,4 +74,5 @@ class Prefetch(Generic[T]):
         with self._state:
             self._state.wait_for(lambda: self._closed or len(self._ready) < DEPTH)
             self._ready.append(item)
+            self._state.notify_all()
             return not self._closed

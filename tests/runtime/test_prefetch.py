@@ -41,6 +41,22 @@ def test_it_is_ahead_by_its_depth_and_no_more() -> None:
         assert (first, len(made)) == (0, 2 + DEPTH)  # given away, ready, and one that waits for room
 
 
+def test_whoever_waits_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an item or the end, not by the next look at an interrupt, which here is a minute away."""
+    monkeypatch.setattr("gradcut.runtime.prefetch._LOOK", 60.0)
+
+    def slow() -> Iterator[int]:
+        for number in range(5):
+            time.sleep(0.02)
+            yield number
+        time.sleep(0.02)
+
+    begun = time.monotonic()
+    with Prefetch(slow()) as items:
+        assert list(items) == list(range(5))
+    assert time.monotonic() - begun < 30
+
+
 def test_an_error_comes_behind_the_items_before_it() -> None:
     def failing() -> Iterator[int]:
         yield 1
