@@ -25,7 +25,8 @@ def command(
     from gradcut.runtime.export import export, trained
 
     artifacts = TrainingArtifacts.load(folder)
+    moved = {*artifacts.trainable, *artifacts.manifest["state"]}
     tensors, step = trained(artifacts, best)
     tensors |= averages(artifacts.manifest, tensors) if ema else {}
-    export(artifacts.model, tensors, output, keep_marks)
-    typer.echo(f"{output}: {len(tensors)} tensors as of step {step}, the rest as it was given")
+    export(artifacts.model, {name: tensors[name] for name in sorted(moved)}, output, keep_marks)
+    typer.echo(f"{output}: {len(moved)} tensors as of step {step}, the rest as it was given")

@@ -51,26 +51,25 @@ def export(
 
 
 def trained(artifacts: TrainingArtifacts, best: bool = False) -> tuple[dict[str, Array], int]:
-    """What training has moved in a directory of artifacts, parameters and running statistics, and as of which step.
+    """The tensors of a checkpoint in a directory of artifacts, and the step that they are of.
 
     Args:
-        best: from the checkpoint of the best evaluation, not from the last one.
+        best: of the best evaluation, not of the last one.
 
     Raises:
         ArtifactsError: no evaluation has written a best checkpoint. CheckpointError: it is damaged or of another model.
     """
-    moved = sorted({*artifacts.trainable, *artifacts.manifest["state"]})
-    tensors, step = artifacts.tensors, int(artifacts.start.get("step", 0))
-    if best:
-        path = (artifacts.folder or Path()) / BEST
-        if not path.exists():
-            raise ArtifactsError(f"{path}: no such checkpoint; gradcut train writes it where it holds rows out")
-        tensors, record = checkpoint.load(path)
-        step = int(record["step"])
-        for name in moved:
-            if name not in tensors or np.shape(tensors[name]) != np.shape(artifacts.tensors[name]):
-                raise CheckpointError(f"{path} is of another model, or of another choice of what trains: {name!r}")
-    return {name: np.asarray(tensors[name]) for name in moved}, step
+    last = {name: np.asarray(array) for name, array in artifacts.tensors.items()}
+    if not best:
+        return last, int(artifacts.start.get("step", 0))
+    path = (artifacts.folder or Path()) / BEST
+    if not path.exists():
+        raise ArtifactsError(f"{path}: no such checkpoint; gradcut train writes it where it holds rows out")
+    tensors, record = checkpoint.load(path)
+    for name in sorted({*last, *tensors}):
+        if name not in last or name not in tensors or last[name].shape != tensors[name].shape:
+            raise CheckpointError(f"{path} is of another model, or of another choice of what trains: {name!r}")
+    return tensors, int(record["step"])
 
 
 def _write(model: ir.Model, target: Path, beside: bool) -> None:
