@@ -216,10 +216,23 @@ def test_a_best_checkpoint_that_cannot_be_written(tmp_path: Path, data: Path, mo
     assert (folder / BEST).read_bytes() == (folder / CHECKPOINT).read_bytes()
 
 
+def test_a_full_disk_while_events_are_written(tmp_path: Path, data: Path) -> None:
+    """One line and no hang; the checkpoint of the epoch before is there."""
+    folder, logs = artifacts(tmp_path / "d"), tmp_path / "logs"
+    size = (folder / CHECKPOINT).stat().st_size + 2000
+    arguments = ["--data", data, "--batch-size", 1, "--epochs", 100, "--log-dir", logs]
+    _, err = (running := process(folder, *arguments, preexec_fn=limited(size))).communicate(timeout=60)
+    assert (running.returncode, err) == (
+        2,
+        f"error: --log-dir {logs}: its event file could not be written (File too large); the last checkpoint is good\n",
+    )
+    assert checkpoint.load(folder / CHECKPOINT)[1]["step"] > 0
+
+
 def test_a_log_folder_that_cannot_be_written(tmp_path: Path, data: Path) -> None:
     (tmp_path / "file").write_text("")
     line = refused("train", artifacts(tmp_path / "d"), "--data", data, "--log-dir", tmp_path / "file")
-    assert line.startswith(f"--log-dir {tmp_path / 'file'} cannot be written (")
+    assert line.startswith(f"--log-dir {tmp_path / 'file'}: its event file could not be written (")
 
 
 # --- what is said --------------------------------------------------------------------------------------------

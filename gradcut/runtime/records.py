@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,12 +53,37 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
         ArtifactsError: it cannot be written; the one that was there is untouched.
     """
     try:
-        atomic_write_bytes(path, "".join(json.dumps(_plain(asdict(record))) + "\n" for record in records).encode())
+        atomic_write_bytes(path, b"".join(map(_line, records)))
     except OSError as error:
-        raise ArtifactsError(
-            f"{path} could not be written ({error.strerror or error}); what was there is untouched, and so is the "
-            "checkpoint. Free some space, and go on with --resume"
-        ) from error
+        raise _not_written(path, error) from error
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add a line at the end of the file.
+
+    Raises:
+        ArtifactsError: it cannot be written; the file is as it was.
+    """
+    before = path.stat().st_size if path.exists() else None
+    try:
+        with open(path, "ab") as file:
+            file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True) if before is None else os.truncate(path, before)
+        raise _not_written(path, error) from error
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(_plain(asdict(record))) + "\n").encode()
+
+
+def _not_written(path: Path, error: OSError) -> ArtifactsError:
+    return ArtifactsError(
+        f"{path} could not be written ({error.strerror or error}); what was there is untouched, and so is the "
+        "checkpoint. Free some space, and go on with --resume"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ from gradcut.runtime.outcome import Outcome, Tally, Watcher
 from gradcut.runtime.plan import Plan, spelled
 from gradcut.runtime.position import Position
 from gradcut.runtime.prefetch import Prefetch
-from gradcut.runtime.records import Record, read_records, write_records
+from gradcut.runtime.records import Record, append_record, read_records, write_records
 from gradcut.runtime.session import StepResult, TrainingSession
 from gradcut.runtime.signals import Interrupt
 from gradcut.runtime.tensorboard import Board, require_writer
@@ -81,8 +81,7 @@ class Trainer:
             NotFiniteError: the loss or a parameter became NaN or infinite; the last checkpoint is untouched.
             CheckpointError, ArtifactsError: a file cannot be written; the one before it is untouched.
         """
-        if self.plan.resume:
-            self._tidy()
+        self._tidy()
         begun = time.monotonic()
         if self.plan.log_dir is not None:
             self._board = Board(self.plan.log_dir, self.session.steps)
@@ -149,7 +148,7 @@ class Trainer:
             return
         record = self._record(found)
         self.records.append(record)
-        write_records(self.folder / METRICS, self.records)
+        append_record(self.folder / METRICS, record)
         before = self.position.best_step
         self.position = self._after(found, ended)
         improved = self.position.best_step != before

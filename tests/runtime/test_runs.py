@@ -496,6 +496,17 @@ def test_tensorboard_shows_what_the_run_did(tmp_path: Path, data: Path) -> None:
     np.testing.assert_allclose([*found["eval/f1"].values()], [one.metrics["f1"] for one in watcher.epochs], 1e-6)
 
 
+def test_a_resumed_run_has_an_event_file_of_its_own(tmp_path: Path, data: Path) -> None:
+    """Within the same second, too; the steps that a kill took back are shown once, as they were made again."""
+    folder, logs, first, rest = artifacts(tmp_path / "d"), tmp_path / "logs", KilledAt(12), Quiet()
+    with pytest.raises(SystemExit):
+        train(folder, data, first, epochs=2, log_dir=logs)
+    train(folder, data, rest, epochs=2, log_dir=logs, resume=True)
+    assert len([*logs.iterdir()]) == 2
+    found = scalars(logs)["loss"]
+    np.testing.assert_allclose([found[s] for s in range(1, 15)], first.losses[:7] + rest.losses, rtol=1e-6)
+
+
 def test_tensorboard_is_an_extra(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = artifacts(tmp_path / "d")
     monkeypatch.setitem(sys.modules, "tensorboardX", None)

@@ -126,4 +126,5 @@ def _told(what: str, error: Exception) -> DataError:
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if "site-packages" not in one.filename and not one.filename.startswith("<")]
     place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    return DataError(f"{what} failed with {type(error).__name__}: {error}{place}")
+    said = next(iter(str(error).splitlines()), "")
+    return DataError(f"{what} failed with {type(error).__name__}: {said}{place}")
