@@ -10,7 +10,7 @@ import numpy as np
 
 from gradcut.errors import SpecError
 from gradcut.runtime import averaging
-from gradcut.runtime.metrics import LOSS, Metric, default_metrics, maker, task_of
+from gradcut.runtime.metrics import LOSS, Metric, default_metrics, maker, term_of
 from gradcut.runtime.session import TrainingSession
 
 Array = np.ndarray[Any, Any]
@@ -36,15 +36,17 @@ class Evaluator:
 
     def __init__(self, session: TrainingSession, metrics: Sequence[str]) -> None:
         self._session, self._loss = session, session.manifest["loss"]
-        self._judged = _judged(self._loss)
-        given = self._judged.get("output") in _outputs(session.manifest)
-        self.names = tuple(metrics) or (default_metrics(self._judged) if given else ())
-        self._makers = {name: maker(name, self._judged) for name in self.names if name != LOSS}
-        if self._makers and not given:
-            raise SpecError(
-                f"--metric {next(iter(self._makers))} judges {self._judged.get('output')!r}, which the loss reads and "
-                "which is no output of the model; take --metric loss"
-            )
+        terms, outputs = self._loss.get("terms") or [self._loss], _outputs(session.manifest)
+        seen = [term for term in terms if term.get("output") in outputs]
+        self.names = tuple(metrics) or default_metrics(seen)
+        self._terms = {name: term_of(name, terms) for name in self.names if name != LOSS}
+        self._makers = {name: maker(name, term) for name, term in self._terms.items()}
+        for name, term in self._terms.items():
+            if term not in seen:
+                raise SpecError(
+                    f"--metric {name} judges {term['output']!r}, which the loss reads and which is no output of the "
+                    "model; take --metric loss"
+                )
 
     def __call__(self, batches: Iterable[Mapping[str, Array]]) -> Evaluation:
         """The figures over all `batches`, each counted by what its loss was averaged over."""
@@ -55,17 +57,12 @@ class Evaluator:
             weight = averaging.weight(self._loss, feeds)
             if weight:  # the mean over no labels is NaN, and counts for nothing
                 total, weights = total + result.loss * weight, weights + weight
-            for metric in made.values():
-                metric.add(result.outputs[self._judged["output"]], feeds[self._judged["labels"]])
+            for name, metric in made.items():
+                term = self._terms[name]
+                metric.add(result.outputs[term["output"]], feeds[term["labels"]])
         loss = total / weights if weights else None
         values = {name: loss if name == LOSS else made[name].value() for name in self.names}
         return Evaluation(loss, values)
-
-
-def _judged(loss: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of several terms the first that says a task."""
-    terms = loss.get("terms") or [loss]
-    return next((term for term in terms if task_of(term)), terms[0])
 
 
 def _outputs(manifest: Mapping[str, Any]) -> set[str]:

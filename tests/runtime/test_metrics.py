@@ -10,7 +10,16 @@ import pytest
 from sklearn import metrics as reference
 
 from gradcut.errors import FeedError, SpecError
-from gradcut.runtime.metrics import METRICS, accuracy, check_metrics, default_metrics, hits_and_count, maker, rises
+from gradcut.runtime.metrics import (
+    METRICS,
+    accuracy,
+    check_metrics,
+    default_metrics,
+    hits_and_count,
+    maker,
+    rises,
+    term_of,
+)
 
 CLASSES: dict[str, Any] = {"kind": "cross_entropy", "axis": 1, "ignore_index": -100}
 BINARY: dict[str, Any] = {"kind": "bce_with_logits"}
@@ -188,10 +197,18 @@ def test_names() -> None:
 def test_a_metric_that_does_not_fit_the_loss(name: str, loss: dict[str, Any], fitting: str) -> None:
     line = f"--metric {name} does not fit the loss {loss['kind']}; what does: {fitting}"
     with pytest.raises(SpecError) as caught:
-        maker(name, loss)
+        term_of(name, [loss])
     assert str(caught.value) == line
+
+
+def test_of_several_terms_the_first_that_fits_is_judged() -> None:
+    terms = [{"kind": "graph"}, VALUES, {**CLASSES, "output": "a"}, {**CLASSES, "output": "b"}]
+    assert term_of("f1", terms) is terms[2] and term_of("mae", terms) is VALUES
+    with pytest.raises(SpecError, match=r"--metric f1 does not fit the loss mse \+ mse; what does: mse, mae, r2, loss"):
+        term_of("f1", [VALUES, VALUES])
 
 
 def test_directions_and_defaults() -> None:
     assert [name for name in (*METRICS, "top5", "loss") if not rises(name)] == ["mse", "mae", "loss"]
-    assert default_metrics(CLASSES) == default_metrics(BINARY) == ("accuracy",) and default_metrics(VALUES) == ()
+    assert default_metrics([VALUES, CLASSES]) == default_metrics([BINARY]) == ("accuracy",)
+    assert default_metrics([VALUES]) == default_metrics([{"kind": "graph"}]) == ()

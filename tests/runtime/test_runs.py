@@ -6,7 +6,9 @@ Whatever a run is asked to do, one that was killed at any step and resumed ends 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,10 @@ def held():
 def endless(epoch, seed):
     return rows(epoch, seed, 10**9)
 
+def late(epoch, seed):
+    yield from rows(epoch, seed, 3)
+    raise ValueError("late")
+
 def bad():
     for feeds in rows(0, 0):
         yield {**feeds, "labels": feeds["labels"] + 1}
@@ -156,6 +162,20 @@ def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 STREAM: dict[str, Any] = {"batch_size": None, "seed": 3, "eval_data": "run_batches:held"}
+
+
+@pytest.mark.parametrize("source", ["run_batches:endless", "run_batches:late"])
+def test_no_thread_is_left_behind(source: str, tmp_path: Path, batches: Any) -> None:
+    """Of a run that dies, one that is interrupted, and one whose data fail in the middle."""
+    before = set(threading.enumerate())
+    if source.endswith("late"):
+        with pytest.raises(DataError, match=r"run_batches:late failed with ValueError: late \(.*run_batches\.py:\d+\)"):
+            train(artifacts(tmp_path / "late"), source, **STREAM)
+    else:
+        with pytest.raises(SystemExit):
+            train(artifacts(tmp_path / "died"), source, KilledAt(3), **STREAM)
+        assert train(artifacts(tmp_path / "left"), source, InterruptedAt(3), **STREAM).interrupted
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_function_is_called_once_an_epoch_and_its_length_is_its_own(tmp_path: Path, batches: Any) -> None:
@@ -253,8 +273,6 @@ class InterruptedAt(Quiet):
     def step(self, result: StepResult, rows: int) -> None:
         super().step(result, rows)
         if result.step == self.at:
-            import signal
-
             signal.raise_signal(signal.SIGINT)
 
 

@@ -1,60 +1,17 @@
-"""Figures that a person judges a model by, over all batches at once: counts and sums are added up, never averages.
-
-A metric is of a task, which the loss says: classes (cross_entropy, nll), binary (bce_with_logits: every element of the
-output is one yes or no), or values (mse, l1, huber, ...). `loss` is of every task.
-"""
+"""Metrics of classes and of binary labels."""
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from gradcut.errors import FeedError, SpecError
-from gradcut.text import join_names, nearest
+from gradcut.runtime.metrics.base import BINARY, CLASSES, Metric, task_of
 
 Array = np.ndarray[Any, Any]
-
-CLASSES, BINARY, VALUES = "classes", "binary", "values"
-_TASKS = {
-    **dict.fromkeys(("cross_entropy", "nll"), CLASSES),
-    **dict.fromkeys(("bce_with_logits", "bce"), BINARY),
-    **dict.fromkeys(("mse", "l1", "huber", "smooth_l1"), VALUES),
-}
-LOSS = "loss"
-
-
-def task_of(loss: Mapping[str, Any]) -> str | None:
-    """What a loss says that the model does, from the manifest's wiring; None where it does not tell."""
-    return _TASKS.get(str(loss.get("kind")))
-
-
-class Metric(ABC):
-    """One figure over batches.
-
-    Args:
-        loss: the manifest's wiring of the loss whose output and labels are judged.
-    """
-
-    tasks: ClassVar[tuple[str, ...]]
-    rises: ClassVar[bool] = True  # whether more is better
-
-    def __init__(self, loss: Mapping[str, Any]) -> None:
-        self.loss = loss
-
-    @abstractmethod
-    def add(self, output: Array, labels: Array) -> None:
-        """Count a batch in."""
-
-    @abstractmethod
-    def value(self) -> float | None:
-        """The figure so far; None where nothing was counted."""
-
-
-# --- classes -------------------------------------------------------------------------------------------------
 
 
 def accuracy(logits: Array, labels: Array, ignore_index: int = -100, axis: int | None = None) -> float:
@@ -203,121 +160,3 @@ class Top(Metric):
 
     def value(self) -> float | None:
         return self.hits / self.counted if self.counted else None
-
-
-# --- values --------------------------------------------------------------------------------------------------
-
-
-class MeanSquaredError(Metric):
-    """The mean of (output - labels)^2 over every element."""
-
-    tasks = (VALUES,)
-    rises = False
-
-    def __init__(self, loss: Mapping[str, Any]) -> None:
-        super().__init__(loss)
-        self.total, self.counted = 0.0, 0
-
-    def add(self, output: Array, labels: Array) -> None:
-        error = np.asarray(output, np.float64) - labels
-        self.total, self.counted = self.total + float(np.sum(self._of(error))), self.counted + error.size
-
-    def _of(self, error: Array) -> Array:
-        return np.square(error)
-
-    def value(self) -> float | None:
-        return self.total / self.counted if self.counted else None
-
-
-class MeanAbsoluteError(MeanSquaredError):
-    """The mean of |output - labels| over every element."""
-
-    def _of(self, error: Array) -> Array:
-        return np.abs(error)
-
-
-class R2(Metric):
-    """1 - sum (labels - output)^2 / sum (labels - mean)^2 by output element, and the mean of these over elements.
-
-    As scikit-learn's r2_score: an element whose labels do not vary gives 1 where it is met exactly, else 0. Sums about
-    the mean are combined from batch to batch as in Chan, Golub, LeVeque 1979.
-    """
-
-    tasks = (VALUES,)
-
-    def __init__(self, loss: Mapping[str, Any]) -> None:
-        super().__init__(loss)
-        self.rows = 0
-        self.mean: Any = 0.0
-        self.spread: Any = 0.0
-        self.error: Any = 0.0
-
-    def add(self, output: Array, labels: Array) -> None:
-        known = np.asarray(labels, np.float64).reshape(len(labels), -1)
-        if not len(known):
-            return
-        mean, total = known.mean(axis=0), self.rows + len(known)
-        apart = mean - self.mean
-        between = np.square(apart) * (self.rows * len(known) / total)
-        self.spread = self.spread + np.square(known - mean).sum(axis=0) + between
-        self.mean = self.mean + apart * (len(known) / total)
-        self.error = self.error + np.square(np.asarray(output, np.float64).reshape(known.shape) - known).sum(axis=0)
-        self.rows = total
-
-    def value(self) -> float | None:
-        if self.rows < 2:
-            return None
-        still = np.where(self.error == 0, 0.0, 1.0)
-        share = np.divide(self.error, self.spread, out=still, where=self.spread > 0)
-        return float(np.mean(1.0 - share))
-
-
-METRICS: dict[str, type[Metric]] = {
-    "accuracy": Accuracy,
-    "precision": Precision,
-    "recall": Recall,
-    "f1": F1,
-    "mse": MeanSquaredError,
-    "mae": MeanAbsoluteError,
-    "r2": R2,
-}
-_TOP = re.compile(r"top([1-9]\d*)")
-_KNOWN = [*METRICS, "top5", LOSS]
-
-
-def check_metrics(names: Iterable[str]) -> None:
-    """Raise SpecError where there is no metric of a name."""
-    for name in names:
-        if name not in METRICS and name != LOSS and not _TOP.fullmatch(name):
-            close = nearest(name, _KNOWN, 1)
-            hint = f" Nearest: {close[0]}." if close else ""
-            known = join_names(_KNOWN, len(_KNOWN))
-            raise SpecError(f"--metric: {name!r} is no metric.{hint} There are {known}; any k will do in top<k>")
-
-
-def rises(name: str) -> bool:
-    """Whether more of a metric is better."""
-    return name != LOSS and (name not in METRICS or METRICS[name].rises)
-
-
-def default_metrics(loss: Mapping[str, Any]) -> tuple[str, ...]:
-    """Accuracy where there are classes or labels to get right; otherwise the loss says enough."""
-    return ("accuracy",) if task_of(loss) in (CLASSES, BINARY) else ()
-
-
-def maker(name: str, loss: Mapping[str, Any]) -> Callable[[], Metric]:
-    """What makes a fresh metric for every evaluation.
-
-    Raises:
-        SpecError: it is not of the task that the loss says.
-    """
-    top = _TOP.fullmatch(name)
-    kind: type[Metric] = Top if top else METRICS[name]
-    task = task_of(loss)
-    if task not in kind.tasks:
-        fitting = [one for one, other in METRICS.items() if task in other.tasks]
-        fitting += ["top<k>"] if task == CLASSES else []
-        raise SpecError(
-            f"--metric {name} does not fit the loss {loss.get('kind')}; what does: {', '.join([*fitting, LOSS])}"
-        )
-    return (lambda: Top(loss, int(top[1]))) if top else (lambda: METRICS[name](loss))
