@@ -130,11 +130,14 @@ def with_eval_data(run: Position, checksum: int) -> Position:
 
 def _check_same(had: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     for option, value in asked.items():
-        if value is not None and value != had.get(option):
-            started = option if option in had else next(iter(had))
-            was = "without it" if had[started] in (None, []) else f"with {spelled(started)} {_shown(had[started])}"
+        if value is None or value == had.get(option):
+            continue
+        started = option if option in had else next(iter(had))
+        was = f"without {spelled(option)}"
+        if had[started] not in (None, []):
             other = _shown(value) if started == option else f"{spelled(option)} {_shown(value)}"
-            raise DataError(f"the run was started {was}, not {other}; leave {spelled(option)} away to resume it")
+            was = f"with {spelled(started)} {_shown(had[started])}, not {other}"
+        raise DataError(f"the run was started {was}; leave {spelled(option)} away to resume it")
 
 
 def _shown(value: Any) -> str:

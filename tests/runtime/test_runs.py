@@ -399,6 +399,17 @@ def test_metrics_that_do_not_fit(tmp_path: Path, data: Path) -> None:
         trainer(folder, data, metrics=["f1", "r2"])
     with pytest.raises(DataError, match="--metric needs held-out rows"):
         trainer(folder, data, metrics=["f1"], eval_split=0.0)
+    inner = LINEAR.replace("y)", "p)").replace(" }", "  p = Softmax<axis=1> (y) }")
+    gradcut.compile(text(inner % numbers(18, 1)), loss="cross_entropy:output=y").save(tmp_path / "inner")
+    with pytest.raises(SpecError, match="--metric f1 judges 'y', which the loss reads and which is no output of the m"):
+        trainer(tmp_path / "inner", data, metrics=["f1"])
+    watcher = Quiet()
+    train(tmp_path / "inner", data, watcher, metrics=["loss"])
+    assert watcher.epochs[0].metrics == {"loss": watcher.epochs[0].eval_loss} and watcher.epochs[0].eval_loss
+    train(folder, data)
+    with pytest.raises(DataError, match="the run was started without --metric; leave --metric away to resume it"):
+        trainer(folder, data, metrics=["f1"], resume=True)
+    folder = artifacts(tmp_path / "f1")
     train(folder, data, metrics=["f1"])
     with pytest.raises(DataError, match="the run was started with --metric f1, not accuracy; leave --metric away"):
         trainer(folder, data, metrics=["accuracy"], resume=True)
