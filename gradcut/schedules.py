@@ -45,7 +45,7 @@ class Schedule(ABC):
             SpecError: the schedule is longer than the run.
         """
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
-        self._require_within(warmup, steps, "warmup")
+        self._require_within(warmup, steps, "warmup", "")
         rest = self._length(steps - warmup)
         return lambda step: lr * ((step + 1) / warmup if step < warmup else self._factor(step - warmup, rest))
 
@@ -57,11 +57,11 @@ class Schedule(ABC):
     def _factor(self, step: int, length: int) -> float:
         """The factor `step` steps after the warm-up."""
 
-    def _require_within(self, wanted: int, steps: int, option: str) -> None:
+    def _require_within(self, wanted: int, steps: int, option: str, where: str = " after the warm-up") -> None:
         if wanted > steps:
             raise SpecError(
                 f"the schedule is longer than the run: {self.spec()} wants {option} of {wanted} steps, and the run "
-                f"has {steps}; train for more epochs, or shorten it"
+                f"has {steps}{where if self.warmup else ''}; train for more epochs, or shorten it"
             )
 
     def spec(self) -> str:
@@ -96,7 +96,7 @@ class Linear(Schedule):
 
     def _length(self, steps: int) -> int:
         wanted = int(self.steps)
-        self._require_within(wanted, steps, "steps (after its warm-up)")
+        self._require_within(wanted, steps, "steps")
         return wanted or steps
 
     def _factor(self, step: int, length: int) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -239,3 +240,51 @@ def test_a_device_sums_through_the_host(monkeypatch: pytest.MonkeyPatch) -> None
         slot.current = to_device(np.full(5, np.nan if share == 0 else number + 1, np.float32), "cpu")
         accumulation.fold(slot, share, number == 0, number == 2)
     np.testing.assert_array_equal(slot.current.numpy(), 0.5 * 1 + 0.25 * 3)
+
+
+TWO = text(
+    """g (float[n, 4] x, float[4, 3] w, float[4, 2] v) => (float[n, 3] scores, float[n, 2] value)
+    { scores = MatMul (x, w)  value = MatMul (x, v) }"""
+)
+for _name, _shape in (("w", (4, 3)), ("v", (4, 2))):
+    _weights = np.random.default_rng(5).standard_normal(_shape).astype(np.float32)
+    TWO.graph.initializer.append(onnx.numpy_helper.from_array(_weights, _name))
+del TWO.graph.input[1:]
+
+
+def two_feeds(ignored: list[int]) -> Feeds:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 6)
+    labels[ignored] = -100
+    values = {name: rng.standard_normal((6, width)).astype(np.float32) for name, width in (("x", 4), ("labels_2", 2))}
+    return {**values, "labels": labels}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "cross_entropy:output=scores + 0.5*mse:output=value",
+        "cross_entropy:output=scores,reduction=sum + 0.5*l1:output=value,reduction=sum",
+    ],
+)
+def test_several_losses_add_up(loss: str) -> None:
+    """Each label counts once or the same share is ignored in every part, so all terms want the same factors."""
+    whole, parts = session(TWO, loss), session(TWO, loss)
+    given = two_feeds([])
+    assert parts.step(split(given, [4, 2])).loss == pytest.approx(whole.step(given).loss, rel=1e-5)
+    assert_same(whole, parts)
+
+
+@pytest.mark.parametrize(
+    ("loss", "ignored"),
+    [
+        ("cross_entropy:output=scores + 0.5*mse:output=value", [0, 1]),
+        ("cross_entropy:output=scores,reduction=sum + mse:output=value", []),
+    ],
+)
+def test_losses_that_want_different_factors_are_refused(loss: str, ignored: list[int]) -> None:
+    stepped = session(TWO, loss)
+    before = state(stepped)
+    with pytest.raises(FeedError, match="not in proportion"):
+        stepped.step(split(two_feeds(ignored), [4, 2]))
+    assert state(stepped) == before

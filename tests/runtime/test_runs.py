@@ -577,3 +577,17 @@ def test_a_batch_of_ignored_labels_counts_for_nothing_in_an_evaluation(tmp_path:
     record: Record = watcher.epochs[0]
     assert record.eval_loss == pytest.approx(TrainingSession(folder).evaluate(rest).loss, rel=1e-5)
     assert averaging.weight({"kind": "cross_entropy", "labels": "labels", "ignore_index": -100}, rest) == 45
+
+
+def test_accumulated_batches_are_the_large_batch(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Four batches of four rows an update, and one of sixteen, over the same rows in the same order."""
+    small, large = artifacts(tmp_path / "small", dropout="eval"), artifacts(tmp_path / "large", dropout="eval")
+    x = write("npz", tmp_path, arrays)[0]
+    watchers = Quiet(), Quiet()
+    Trainer(small, Plan(x, batch_size=4, accumulate=4, epochs=2)).run(watchers[0])
+    Trainer(large, Plan(x, batch_size=16, epochs=2)).run(watchers[1])
+    np.testing.assert_allclose(watchers[0].losses, watchers[1].losses, rtol=1e-5)
+    assert [one.step for one in watchers[0].epochs] == [4, 8] == [one.step for one in watchers[1].epochs]
+    assert watchers[0].epochs[-1].loss == pytest.approx(watchers[1].epochs[-1].loss, rel=1e-5)
+    for name, array in state(large).items():
+        np.testing.assert_allclose(state(small)[name], array, rtol=1e-4, atol=1e-5)
