@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.benchmarks.ort_training import legacy_export
+
 if TYPE_CHECKING:
     import torch
 
@@ -124,6 +126,15 @@ def onnx_file(model: str, folder: Path) -> Path:
         inputs = {name: array for name, array in feeds(model, 4).items() if name != "labels"}
         return zoo.export_module(torch_module(model).eval(), inputs, path)
     return zoo.export(model, path)
+
+
+def legacy_file(model: str, folder: Path) -> Path:
+    """The model as ONNX Runtime Training's generator takes it, made once per run."""
+    path = folder / f"{model}.legacy.onnx"
+    if path.is_file():
+        return path
+    inputs = {name: array for name, array in feeds(model, 4).items() if name != "labels"}
+    return legacy_export(torch_module(model), inputs, path)
 
 
 def torch_step(cell: Cell, data: Feeds) -> Callable[[], float]:
