@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,23 +47,40 @@ class TrainingArtifacts:
     """A compiled training program.
 
     Attributes:
-        model: the model as it was given, with its marks.
-        training_model, optimizer_model, step_model, eval_model: the graphs; the target ort-training has no step_model.
+        models: ``model``, the model as it was given, with its marks; ``training_model``, ``optimizer_model``,
+            ``step_model`` and ``eval_model``, the graphs; the target ort-training has no step_model. Each is an
+            attribute too. Those of a directory are read when they are first asked for.
         tensors: what the checkpoint holds, by the names that the graphs' inputs have.
         manifest: everything a host needs to know, as JSON; see the README.
         start: the checkpoint's record: ``step``, ``seed``, and ``extra``, such as the position in the data.
         folder: where the artifacts were loaded from, None for fresh ones.
     """
 
-    model: ir.Model
-    training_model: ir.Model
-    optimizer_model: ir.Model
-    eval_model: ir.Model
+    models: Mapping[str, ir.Model]
     tensors: Mapping[str, np.ndarray]
     manifest: dict[str, Any]
-    step_model: ir.Model | None = None
     start: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
+
+    @property
+    def model(self) -> ir.Model:
+        return self.models["model"]
+
+    @property
+    def training_model(self) -> ir.Model:
+        return self.models["training_model"]
+
+    @property
+    def optimizer_model(self) -> ir.Model:
+        return self.models["optimizer_model"]
+
+    @property
+    def eval_model(self) -> ir.Model:
+        return self.models["eval_model"]
+
+    @property
+    def step_model(self) -> ir.Model | None:
+        return self.models.get("step_model")
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Write the directory whole or not at all; files there that are not ours stay.
@@ -75,7 +92,7 @@ class TrainingArtifacts:
         target = Path(path)
         check_target(target, force)
         with atomic_directory(target, OURS) as staging:
-            graphs = {"model": self.model, **self.graphs()}
+            graphs = {name: self.models[name] for name in ("model", *GRAPHS) if name in self.models}
             shared = _write_weights(graphs, staging)
             for name, graph in graphs.items():
                 ir.save(_with_external(graph, shared, staging), staging / f"{name}.onnx")
@@ -99,13 +116,12 @@ class TrainingArtifacts:
             if sha256(folder / name) != digest:
                 raise ArtifactsError(f"{folder}: {name} is not the file that was compiled; compile again")
         names = ["model", *(name for name in GRAPHS if f"{name}.onnx" in manifest["files"])]
-        graphs = {name: ir.load(folder / f"{name}.onnx") for name in names}
         tensors, start = checkpoint.load(folder / CHECKPOINT)
-        return cls(**graphs, tensors=tensors, manifest=manifest, start=start, folder=folder)
+        return cls(_Files(folder, names), tensors, manifest, start, folder)
 
     def graphs(self) -> dict[str, ir.Model]:
         """The graphs there are, by name."""
-        return {name: graph for name in GRAPHS if (graph := getattr(self, name)) is not None}
+        return {name: self.models[name] for name in GRAPHS if name in self.models}
 
     def save_ort_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write ONNX Runtime Training's own checkpoint; see `gradcut.runtime.ort_training`."""
@@ -114,7 +130,8 @@ class TrainingArtifacts:
 
     def __repr__(self) -> str:
         place = "in memory" if self.folder is None else str(self.folder)
-        return f"<TrainingArtifacts: {len(self.trainable)} trainable tensors, {', '.join(self.graphs())}; {place}>"
+        graphs = ", ".join(name for name in GRAPHS if name in self.models)
+        return f"<TrainingArtifacts: {len(self.trainable)} trainable tensors, {graphs}; {place}>"
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -125,6 +142,29 @@ class TrainingArtifacts:
         """The checkpoint's tensors that one of the graphs takes as inputs."""
         inputs = {port["name"] for port in self.manifest["graphs"][graph]["inputs"]}
         return {name: np.asarray(array) for name, array in self.tensors.items() if name in inputs}
+
+
+class _Files(Mapping[str, ir.Model]):
+    """Models of a directory, read when they are first asked for: a session needs none of them in Python."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._read: dict[str, ir.Model | None] = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> ir.Model:
+        found = self._read[name]
+        if found is None:
+            found = self._read[name] = ir.load(self._folder / f"{name}.onnx")
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._read
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gradcut.io import atomic_write
 Array = np.ndarray[Any, Any]
 
 KEY = "gradcut"  # the only metadata key: safetensors writes several in no fixed order
+_MAPPED_BYTES = 1 << 24
 _DTYPES = frozenset(np.dtype(code) for code in "?bBhHiIqQefd") | {np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -86,14 +87,30 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
     with safe_open(os.fspath(path), framework="np") as file:
-        metadata = file.metadata() or {}
-        if KEY not in metadata:
-            raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of gradcut's")
-        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        metadata, names = file.metadata() or {}, sorted(file.keys())
+    if KEY not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of gradcut's")
+    tensors: dict[str, Array] = {}
+    while len(tensors) < len(names):
+        tensors |= _some(path, names[len(tensors) :])
     record = json.loads(metadata[KEY])
     if not isinstance(record, dict) or not isinstance(record.get("meta"), dict):
         raise ValueError("its record is not one of gradcut's")
     return tensors, record
+
+
+def _some(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Array]:
+    """The first of these tensors. What was read of a mapped file stays in memory until it is closed, so it is closed
+    now and then: the tensors are there once, not twice."""
+    found: dict[str, Array] = {}
+    read = 0
+    with safe_open(os.fspath(path), framework="np") as file:
+        for name in names:
+            found[name] = file.get_tensor(name)
+            read += found[name].nbytes
+            if read > _MAPPED_BYTES:
+                break
+    return found
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:

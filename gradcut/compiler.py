@@ -299,9 +299,7 @@ class _Compilation:
         for graph in graphs.values():
             _sign(graph, self.pipeline)
         return TrainingArtifacts(
-            model=self._marked([one.name for one in trained]),
-            **graphs,
-            folder=None,
+            {"model": self._marked([one.name for one in trained]), **graphs},
             tensors=self._tensors(trained),
             manifest=self._manifest(graphs, trained, scalars),
             start={"step": 0, "seed": request.seed, "optimizer": request.optimizer.spec(), "extra": {}},

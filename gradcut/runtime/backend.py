@@ -68,14 +68,13 @@ class Runner:
     """One graph in the runtime, with bindings that outlive a run.
 
     Args:
-        model: the graph. path: its file, where it has one (weights beside it are found from there).
+        graph: the graph, or its file (weights beside it are found from there).
         options: more provider options, such as ``{"use_tf32": "0"}`` for CUDA.
     """
 
     def __init__(
         self,
-        model: ir.Model,
-        path: Path | None,
+        graph: ir.Model | Path,
         device: str,
         threads: int | None,
         options: Mapping[str, str] | None = None,
@@ -88,7 +87,7 @@ class Runner:
         settings.enable_mem_pattern = False  # 10-25 % less peak memory at the same speed
         # idle workers would spin on the cores that the host optimizer and the caller need between two runs
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        source = str(path) if path is not None else _serialized(model)
+        source = str(graph) if isinstance(graph, Path) else _serialized(graph)
         provider: Any = (DEVICES[device], dict(options or {})) if options else DEVICES[device]
         providers = [provider] if device == "cpu" else [provider, DEVICES["cpu"]]
         slower = list(_SLOWER) if device == "cpu" else []

@@ -234,8 +234,8 @@ class TrainingSession:
 
     def _runner(self, graph: str) -> Runner:
         folder = self.artifacts.folder
-        path = None if folder is None else Path(folder) / f"{graph}.onnx"
-        return Runner(getattr(self.artifacts, graph), path, self.device, self._threads, self._options)
+        source = self.artifacts.models[graph] if folder is None else Path(folder) / f"{graph}.onnx"
+        return Runner(source, self.device, self._threads, self._options)
 
     # --- the optimizer ---------------------------------------------------------------------------------------
 
