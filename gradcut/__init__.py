@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradcut import errors, losses, passes
+    from gradcut import errors, losses, passes, schedules
     from gradcut.activity import Activity, CutEdge
     from gradcut.api import analyze, freeze, load, stop_gradient, unfreeze, vjp
     from gradcut.artifacts import TrainingArtifacts
@@ -50,7 +50,7 @@ _HOMES = {
     "unfreeze": "api",
     "vjp": "api",
 }
-_MODULES = ("errors", "losses", "passes")
+_MODULES = ("errors", "losses", "passes", "schedules")
 
 __all__ = [
     "LAMB",
@@ -75,6 +75,7 @@ __all__ = [
     "passes",
     "register_rule",
     "replace_head",
+    "schedules",
     "stop_gradient",
     "to_networkx",
     "unfreeze",
