@@ -3,14 +3,16 @@
 1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
 2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number. Operators that ONNX defines by others, and
    that have no rule here, become those.
-3. Initializers that are also graph inputs are initializers only.
+3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
+   -1, or give all that are open one name such as ``?``.
 4. Unnamed nodes get a name.
 5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
 7. Constants that are parameters become initializers under their output's name.
 8. Types and shapes are inferred where the file does not say them.
 
-What contradicts itself is refused on the way, see `gradcut.passes.consistency`.
+What no gradient trains is refused first, see `gradcut.passes.kinds`; what contradicts itself, on the way, see
+`gradcut.passes.consistency`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.consistency import check_operators, check_shapes, check_types
 from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
+from gradcut.passes.kinds import check_kind
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.torch_marks import mark_as_torch
 from gradcut.rules import REGISTRY
@@ -45,6 +48,8 @@ from gradcut.text import nearest
 
 #: Operators without a rule here that ONNX defines by a function of others.
 BY_BODY = frozenset({"Attention", "CenterCropPad", "MeanVarianceNormalization", "RotaryEmbedding", "Shrink", "SwiGLU"})
+#: What exporters call any dimension that is open.
+_NAMELESS = frozenset({"", "?", "-1", "None"})
 
 
 @register
@@ -55,11 +60,13 @@ class Import(Pass):
     name: ClassVar[str] = "import"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        check_kind(model)
         check_opset(model)
         check_dialect(model)
         check_operators(model)
         declare(model)
         inline(model)
+        _open_dimensions(model)
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
         _take_apart(model)
@@ -156,6 +163,18 @@ def _say_defaults(node: ir.Node, opset: int) -> None:
 
 def _unshadow(graph: ir.Graph) -> None:
     graph.inputs[:] = [value for value in graph.inputs if value.name not in graph.initializers]
+
+
+def _open_dimensions(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+            if value.shape is not None and any(_is_open(dim) for dim in value.shape):
+                value.shape = ir.Shape([None if _is_open(dim) else dim for dim in value.shape])
+
+
+def _is_open(dim: Dim) -> bool:
+    """No size, and no name that would say which other dimension is as long."""
+    return dim < 0 if isinstance(dim, int) else dim.value in _NAMELESS
 
 
 def name_nodes(model: ir.Model) -> None:

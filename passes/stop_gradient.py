@@ -18,6 +18,7 @@ from gradcut.ops import Names, is_float
 from gradcut.parameters import Decision, decide
 from gradcut.passes.base import DECISIONS, FROZEN, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.importer import lift_constant
+from gradcut.passes.kinds import check_weights
 from gradcut.rules import REGISTRY
 from gradcut.spec import Uses, match_parameters, match_values
 from gradcut.text import join_names
@@ -53,6 +54,8 @@ class StopGradient(Pass):
 
 
 def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str]) -> None:
+    if not train:
+        check_weights(model)
     decisions = decide(model.graph, REGISTRY)
     known = [name for name, d in decisions.items() if d.kind == "parameter"]
     others = [name for name, d in decisions.items() if d.kind == "constant"]

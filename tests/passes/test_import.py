@@ -261,3 +261,20 @@ def test_what_onnx_cannot_take_apart_is_refused_by_its_own_name() -> None:
     text = f"g ({QKV}, float[1,2,5,4] p) => (float[1,2,3,4] y, o1, o2) {{ y, o1, o2 = Attention (q, k, v, , p, p) }}"
     with pytest.raises(NoGradientError, match=r"Attention, opset 23\) has no gradient here"):
         gradcut.vjp(parse(text, opset=23), ["q"], ["y"])
+
+
+@pytest.mark.parametrize("dims", [("?", "?"), ("-1", "-1"), ("None", "None"), (-1, -1)])
+def test_what_exporters_call_any_open_dimension_is_no_name(dims: tuple[str, str] | tuple[int, int]) -> None:
+    """Two of one name would have to be as long as each other, and a size of -1 fits no feed."""
+    float_, info = onnx.TensorProto.FLOAT, onnx.helper.make_tensor_value_info
+    inputs = [info("x", float_, [dims[0], dims[1], 2]), info("c", float_, [dims[0], dims[1], 2])]
+    nodes = [onnx.helper.make_node("Mul", ["x", "c"], ["m"]), onnx.helper.make_node("Mul", ["m", "w"], ["y"])]
+    weight = onnx.numpy_helper.from_array(np.float32([1, 2]), "w")
+    graph = onnx.helper.make_graph(nodes, "g", inputs, [info("y", float_, [dims[0], dims[1], 2])], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    training = gradcut.TrainingSession(gradcut.compile(model, loss="mse"), threads=1)
+    x, c = np.arange(12, dtype=np.float32).reshape(3, 2, 2), np.float32([[[5, 7]]])
+    feeds = {"x": x, "c": c, "labels": np.zeros((3, 2, 2), np.float32)}
+    np.testing.assert_allclose(training.gradients(feeds)["w"], 2 * ((x * c) ** 2 * [1, 2]).mean((0, 1)) / 2, rtol=1e-6)
+    (gradient,) = gradients(model, {"x": x, "c": c}, ["c"], ["y"])
+    np.testing.assert_allclose(gradient, (x * [1, 2]).sum((0, 1), keepdims=True), rtol=1e-6)
