@@ -18,7 +18,7 @@ from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import ask, checked_names
 from gradcut.passes.stop_gradient import frozen_names, insert_marks
 from gradcut.rules import REGISTRY
-from gradcut.source import Source, load, own
+from gradcut.source import Source, load, own, take_in
 from gradcut.spec import as_patterns, match_parameters, match_values
 
 VJP = "gradcut.vjp"
@@ -118,7 +118,7 @@ def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Seq
     work.ir_version = (
         max(IR_VERSION, min(work.ir_version or IR_VERSION, 13)) if work.opset_imports[""] > 21 else IR_VERSION
     )
-    ir.external_data.load_to_model(work)  # a proto has no folder to look for weights in
+    take_in(work)  # a proto has no folder to look for weights in
     return ir.to_proto(work)
 
 

@@ -156,7 +156,7 @@ def _is_trivial(value: ir.Value) -> bool:
     if tensor is None:
         return False
     array = tensor.numpy()
-    return bool((array == 0).all() or (array == 1).all())
+    return array.size == 0 or (array.flat[0] in (0, 1) and bool((array == array.flat[0]).all()))
 
 
 def _dtype(value: ir.Value) -> ir.DataType | None:
@@ -237,5 +237,8 @@ def _behind_matmul(node: ir.Node, index: int) -> bool:
 
 
 def _is_mask(tensor: ir.TensorProtocol) -> bool:
+    """Without a copy: a table of positions may be large."""
     values = tensor.numpy()
-    return not np.isfinite(values).all() or bool((np.abs(values.astype(np.float64)) >= _MASK_LIMIT).any())
+    with np.errstate(invalid="ignore"):
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    return not (-_MASK_LIMIT < low and high < _MASK_LIMIT)  # NaN is in no order

@@ -6,6 +6,7 @@ Nothing is converted here; the `import` pass does that, on a copy.
 from __future__ import annotations
 
 import copy
+import mmap
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 TEXT_SUFFIXES = (".onnxtxt", ".txt", ".onnxtext")
+#: Protobuf takes no message above it.
+_LARGEST = 2**31 - 1
 
 
 def load(model: Source) -> ir.Model:
@@ -53,6 +56,7 @@ def load(model: Source) -> ir.Model:
     _check_external(loaded, path.parent)
     _take_in_attributes(loaded)
     _check_structure(loaded)
+    _own_tensors(loaded)  # the proto has a copy of each, and goes
     return loaded
 
 
@@ -60,8 +64,18 @@ def own(model: Source) -> ir.Model:
     """As `load`, but always a model that may be changed without the caller seeing it."""
     loaded = load(model)
     mine = loaded.clone() if loaded is model else loaded
-    _own_tensors(mine)
+    if isinstance(model, (ir.Model, onnx.ModelProto)):
+        _own_tensors(mine)
     return mine
+
+
+def take_in(model: ir.Model) -> None:
+    """Make weights that lie in files tensors of the model's own, over the mapped files: it may be written elsewhere."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def _from_proto(proto: onnx.ModelProto) -> ir.Model:
@@ -75,8 +89,10 @@ def _from_proto(proto: onnx.ModelProto) -> ir.Model:
 
 
 def _read_binary(path: Path) -> ir.Model:
+    if path.stat().st_size > _LARGEST:
+        raise NotOnnxError(f"{path} is over 2 GB, which no ONNX file can be; save the model with its weights beside it")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = _parsed(path)
     except google.protobuf.message.DecodeError as error:
         raise NotOnnxError(f"{path} is not an ONNX model, or it is cut short ({error})") from error
     except Exception as error:
@@ -84,6 +100,16 @@ def _read_binary(path: Path) -> ir.Model:
     loaded = _deserialized(proto, f"{path} cannot be read as an ONNX model")
     ir.external_data.set_base_dir(loaded.graph, path.parent)
     return loaded
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    """Mapped, not read: a file may be large, and the proto is a copy of it already."""
+    proto = onnx.ModelProto()
+    with open(path, "rb") as file:
+        if path.stat().st_size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                proto.ParseFromString(memoryview(mapped))
+    return proto
 
 
 def _read_text(path: Path) -> ir.Model:

@@ -63,17 +63,18 @@ def command(
     from gradcut.compiler import compile
     from gradcut.errors import GradcutWarning
     from gradcut.report import summarize
+    from gradcut.source import load
 
     objective = loss or None
     folder = output if output is not None else Path(f"{Path(model).stem}.gradcut")
     check_target(folder, force)
     watch = PassWatch(print_ir_after, time_passes)
     warnings.simplefilter("ignore", GradcutWarning)  # the summary says them
-    given: str | ir.Model = model
+    given = load(model)  # once: a file may be large
     if new_head:
         from gradcut.heads import with_new_heads
 
-        given = with_new_heads(model, new_head, objective, seed)
+        given = with_new_heads(given, new_head, objective, seed)
     artifacts = compile(
         given,
         loss=objective,

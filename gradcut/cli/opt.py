@@ -41,7 +41,7 @@ def command(
     from gradcut.errors import SpecError
     from gradcut.io import atomic_write, atomic_write_bytes
     from gradcut.passes import Pipeline
-    from gradcut.source import TEXT_SUFFIXES, own
+    from gradcut.source import TEXT_SUFFIXES, own, take_in
 
     binary = output is not None and output.suffix == ".onnx"
     if output is not None and not binary and output.suffix not in TEXT_SUFFIXES:
@@ -50,7 +50,7 @@ def command(
     result = parsed.run(own(model), verify_each=verify_each, watch=watch.watch)
     watch.report()
     if binary and output is not None:
-        ir.external_data.load_to_model(result)
+        take_in(result)
         atomic_write(output, lambda path: ir.save(result, path, format="protobuf"))
     elif output is not None:
         atomic_write_bytes(output, ir.to_onnx_text(result).encode())

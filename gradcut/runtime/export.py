@@ -16,7 +16,7 @@ from gradcut.dialect import declare
 from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.io import atomic_write, atomic_write_bytes
 from gradcut.passes.emit import strip_marks
-from gradcut.source import TEXT_SUFFIXES
+from gradcut.source import TEXT_SUFFIXES, take_in
 
 Array = np.ndarray[Any, Any]
 #: Above this the weights go beside the model, as external data.
@@ -77,7 +77,7 @@ def _write(model: ir.Model, target: Path, beside: bool) -> None:
     if beside:
         ir.save(model, target, external_data=f"{target.name}.data")
         return
-    ir.external_data.load_to_model(model)
+    take_in(model)
     if target.suffix in TEXT_SUFFIXES:
         atomic_write_bytes(target, ir.to_onnx_text(model).encode())
     else:
