@@ -18,7 +18,7 @@ from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import ask, checked_names
 from gradcut.passes.stop_gradient import frozen_names, insert_marks
 from gradcut.rules import REGISTRY
-from gradcut.source import Source, load, own, take_in
+from gradcut.source import Source, load, own, require_one_message, take_in
 from gradcut.spec import as_patterns, match_parameters, match_values
 
 VJP = "gradcut.vjp"
@@ -97,8 +97,10 @@ def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Seq
     Raises:
         SpecError: an empty list, a duplicate, an unknown name, a value that is no float.
         NoGradientError: an operator on an active path has no rule for its configuration.
+        ImportModelError: the model cannot be taken in, or its weights are over 1.9 GB, too many for a proto.
     """
     work = _imported(model)
+    require_one_message(work, "what vjp gives")
     of, wrt = checked_names("of", of, work), checked_names("wrt", wrt, work)
     pipeline = Pipeline(
         (

@@ -241,4 +241,4 @@ def _is_mask(tensor: ir.TensorProtocol) -> bool:
     values = tensor.numpy()
     with np.errstate(invalid="ignore"):
         low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    return not (-_MASK_LIMIT < low and high < _MASK_LIMIT)  # NaN is in no order
+    return not (low > -_MASK_LIMIT and high < _MASK_LIMIT)  # NaN is in no order

@@ -22,8 +22,8 @@ from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 TEXT_SUFFIXES = (".onnxtxt", ".txt", ".onnxtext")
-#: Protobuf takes no message above it.
-_LARGEST = 2**31 - 1
+#: Protobuf takes no message above it; and weights up to here leave room for the rest of a model.
+_LARGEST, MAX_BYTES = 2**31 - 1, 1_900_000_000
 
 
 def load(model: Source) -> ir.Model:
@@ -76,6 +76,21 @@ def take_in(model: ir.Model) -> None:
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def weights_size(model: ir.Model) -> int:
+    """Bytes of all initializers of the main graph."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def require_one_message(model: ir.Model, what: str) -> None:
+    """Raise where a model with its weights inside is more than a proto can be."""
+    size = weights_size(model)
+    if size > MAX_BYTES:
+        raise ImportModelError(
+            f"{what} is one protobuf message with its weights inside, at most 1.9 GB of them, and the model has "
+            f"{size / 1e9:.2f} GB; compile it instead, which leaves them beside the graphs"
+        )
 
 
 def _from_proto(proto: onnx.ModelProto) -> ir.Model:

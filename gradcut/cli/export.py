@@ -28,5 +28,6 @@ def command(
     moved = {*artifacts.trainable, *artifacts.manifest["state"]}
     tensors, step = trained(artifacts, best)
     tensors |= averages(artifacts.manifest, tensors) if ema else {}
-    export(artifacts.model, {name: tensors[name] for name in sorted(moved)}, output, keep_marks)
-    typer.echo(f"{output}: {len(moved)} tensors as of step {step}, the rest as it was given")
+    data = export(artifacts.model, {name: tensors[name] for name in sorted(moved)}, output, keep_marks)
+    beside = f" (weights in {data.name}, which belongs beside it)" if data is not None else ""
+    typer.echo(f"{output}{beside}: {len(moved)} tensors as of step {step}, the rest as it was given")

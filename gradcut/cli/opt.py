@@ -41,7 +41,7 @@ def command(
     from gradcut.errors import SpecError
     from gradcut.io import atomic_write, atomic_write_bytes
     from gradcut.passes import Pipeline
-    from gradcut.source import TEXT_SUFFIXES, own, take_in
+    from gradcut.source import TEXT_SUFFIXES, own, require_one_message, take_in
 
     binary = output is not None and output.suffix == ".onnx"
     if output is not None and not binary and output.suffix not in TEXT_SUFFIXES:
@@ -49,6 +49,7 @@ def command(
     parsed, watch = Pipeline.parse(pipeline), PassWatch(print_ir_after, time_passes)
     result = parsed.run(own(model), verify_each=verify_each, watch=watch.watch)
     watch.report()
+    require_one_message(result, "what opt writes")
     if binary and output is not None:
         take_in(result)
         atomic_write(output, lambda path: ir.save(result, path, format="protobuf"))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from gradcut.errors import FeedError, GradcutError, MissingExtraError
 from gradcut.runtime.memory import returned_at_once
+from gradcut.source import MAX_BYTES, take_in, weights_size
 
 try:
     import onnxruntime as ort
@@ -26,8 +27,8 @@ _NOT_BOUND = frozenset({"tensor(string)", "tensor(bfloat16)"})
 #: Fusions that the runtime's CPU kernels lose by: Add and LayerNormalization apart take a fifth of the time, which is
 #: 12 % of a step of BERT-mini's head.
 _SLOWER = ("SkipLayerNormFusion",)
-#: A proto above this cannot be handed over as bytes (protobuf's limit is 2 GiB).
-_MAX_BYTES = 1_900_000_000
+#: A smaller weight stays in the proto.
+_HANDED_OVER = 1 << 16
 
 
 class DeviceError(GradcutError):
@@ -87,7 +88,10 @@ class Runner:
         settings.enable_mem_pattern = False  # 10-25 % less peak memory at the same speed
         # idle workers would spin on the cores that the host optimizer and the caller need between two runs
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        source = str(graph) if isinstance(graph, Path) else _serialized(graph)
+        source: str | bytes = str(graph)
+        if isinstance(graph, ir.Model):
+            source, self._beside = _serialized(graph)  # kept: the runtime reads the weights where they are
+            settings.add_external_initializers(list(self._beside), list(self._beside.values()))
         provider: Any = (DEVICES[device], dict(options or {})) if options else DEVICES[device]
         providers = [provider] if device == "cpu" else [provider, DEVICES["cpu"]]
         slower = list(_SLOWER) if device == "cpu" else []
@@ -125,13 +129,23 @@ class Runner:
         return {name: value for name, value in results.items() if name not in outputs}
 
 
-def _serialized(model: ir.Model) -> bytes:
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > _MAX_BYTES:
-        raise GradcutError("the graph holds over 1.9 GB of weights; save the artifacts and train from their directory")
-    inside = model.clone()
-    ir.external_data.load_to_model(inside)  # what lies in a file has no path once the graph is bytes
-    return bytes(ir.to_proto(inside).SerializeToString())
+def _serialized(model: ir.Model) -> tuple[bytes, dict[str, Any]]:
+    """The graph as bytes, and the weights that are handed over beside them: one message holds 2 GB at most."""
+    inside, beside = model.clone(), dict[str, Any]()
+    take_in(inside)  # what lies in a file has no path once the graph is bytes
+    weights = {name: v.const_value for name, v in inside.graph.initializers.items() if v.const_value is not None}
+    if weights_size(inside) > MAX_BYTES:
+        for name, tensor in weights.items():
+            if _is_handed_over(tensor):
+                shape = ir.Shape(tensor.shape.numpy())
+                place = ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+                inside.graph.initializers[name].const_value = place
+                beside[name] = to_device(tensor.numpy(), "cpu")
+    return bytes(ir.to_proto(inside).SerializeToString()), beside
+
+
+def _is_handed_over(tensor: ir.TensorProtocol) -> bool:
+    return tensor.nbytes >= _HANDED_OVER and np.dtype(tensor.dtype.numpy()).kind in "fiub"
 
 
 def to_device(array: Array, device: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,27 @@ from gradcut import checkpoint
 from gradcut.artifacts import BEST, TrainingArtifacts, check_output
 from gradcut.dialect import declare
 from gradcut.errors import ArtifactsError, CheckpointError
-from gradcut.io import atomic_write, atomic_write_bytes
+from gradcut.io import atomic_write, atomic_write_bytes, sync
 from gradcut.passes.emit import strip_marks
-from gradcut.source import TEXT_SUFFIXES, take_in
+from gradcut.source import MAX_BYTES, TEXT_SUFFIXES, take_in, weights_size
 
 Array = np.ndarray[Any, Any]
-#: Above this the weights go beside the model, as external data.
-_MAX_BYTES = 1_900_000_000
 
 
 def export(
     model: ir.Model, tensors: Mapping[str, Array], path: str | os.PathLike[str], keep_marks: bool = False
-) -> None:
+) -> Path | None:
     """Write `model` with `tensors` in place of its parameters and statistics of the same names.
 
     The graph, its names, opset and metadata stay as they were; marks are stripped unless `keep_marks`. What is not in
     `tensors` keeps its bytes. The file is written whole or not at all; ``.onnxtxt`` gives ONNX text.
 
+    Returns:
+        The file of the weights, ``<path>.data``, where they are too many for one file of ONNX; else None.
+
     Raises:
-        ArtifactsError: `path` is a directory or a file of artifacts, its folder is missing, or it cannot be written.
+        ArtifactsError: `path` is a directory or a file of artifacts, its folder is missing, it cannot be written, or
+            is text and the weights are too many for it.
     """
     target = Path(path)
     check_output(target)
@@ -43,9 +46,8 @@ def export(
         declare(result)
     for key in [key for key in result.metadata_props if key.startswith("gradcut.") and not keep_marks]:
         del result.metadata_props[key]
-    size = sum(v.const_value.nbytes for v in result.graph.initializers.values() if v.const_value is not None)
     try:
-        _write(result, target, beside=size > _MAX_BYTES)
+        return _write(result, target)
     except OSError as error:
         raise ArtifactsError(f"{path}: the model could not be written ({error.strerror or error})") from error
 
@@ -72,16 +74,31 @@ def trained(artifacts: TrainingArtifacts, best: bool = False) -> tuple[dict[str,
     return tensors, int(record["step"])
 
 
-def _write(model: ir.Model, target: Path, beside: bool) -> None:
-    """Weights inside the file, or `beside` it."""
-    if beside:
-        ir.save(model, target, external_data=f"{target.name}.data")
-        return
+def _write(model: ir.Model, target: Path) -> Path | None:
+    """Weights inside the file, or beside it."""
+    if weights_size(model) > MAX_BYTES:
+        return _write_beside(model, target)
     take_in(model)
     if target.suffix in TEXT_SUFFIXES:
         atomic_write_bytes(target, ir.to_onnx_text(model).encode())
     else:
         atomic_write(target, lambda temporary: ir.save(model, temporary, format="protobuf"))
+    return None
+
+
+def _write_beside(model: ir.Model, target: Path) -> Path:
+    """Both files are whole before either takes its place."""
+    if target.suffix in TEXT_SUFFIXES:
+        raise ArtifactsError(f"{target}: text holds the weights, which are over 1.9 GB here; write an .onnx file")
+    data = f"{target.name}.data"
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as name:
+        staging = Path(name)
+        ir.save(model, staging / target.name, external_data=data)
+        for file in (data, target.name):
+            sync(staging / file)
+            (staging / file).replace(target.parent / file)
+    sync(target.parent)
+    return target.parent / data
 
 
 def _write_back(model: ir.Model, tensors: Mapping[str, Array]) -> None:

@@ -181,11 +181,7 @@ def test_tied_weights_are_written_once_and_read_twice(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session, target = gradcut.TrainingSession(compiled(), threads=1), tmp_path / "tuned.onnx"
     target.write_bytes(b"the one before")
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr("gradcut.runtime.export.ir.save", fail)
+    monkeypatch.setattr("gradcut.runtime.export.ir.save", _fail)
     with pytest.raises(ArtifactsError, match=r"tuned.onnx: the model could not be written \(the disk is full\)"):
         session.export(target)
     assert target.read_bytes() == b"the one before" and list(tmp_path.iterdir()) == [target]
@@ -229,3 +225,28 @@ def test_a_weight_inside_a_function_is_written_where_it_was_inlined(tmp_path: Pa
         assert len(onnx.load(tmp_path / "tuned.onnx").functions) == functions
         (y,) = run(tmp_path / "tuned.onnx", {"x": batch["x"]})
         np.testing.assert_allclose(y, session.evaluate(batch).outputs["y"], rtol=1e-6)
+
+
+def test_weights_that_are_too_many_for_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is lowered here; `tests/test_big.py` has a model that is over it."""
+    monkeypatch.setattr("gradcut.runtime.export.MAX_BYTES", 1000)
+    session = trained(gradcut.compile(exported("digits"), "cross_entropy"), [zoo_feeds("digits")])
+    session.export(tmp_path / "tuned.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["tuned.onnx", "tuned.onnx.data"]
+    assert (
+        tensors(onnx.load(tmp_path / "tuned.onnx")).items()
+        >= {name: array.tobytes() for name, array in session.parameters().items()}.items()
+    )
+    inputs = zoo_feeds("digits", 3)
+    (logits,) = run(tmp_path / "tuned.onnx", {"image": inputs["image"]})
+    np.testing.assert_allclose(logits, session.evaluate(inputs).outputs["logits"], rtol=1e-5, atol=1e-5)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr("gradcut.runtime.export.ir.save", _fail)
+    session.step(inputs)
+    with pytest.raises(ArtifactsError, match="the disk is full"):
+        session.export(tmp_path / "tuned.onnx")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise OSError("the disk is full")
