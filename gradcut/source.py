@@ -15,13 +15,19 @@ from pathlib import Path
 import google.protobuf.message
 import onnx
 import onnx.parser
+import onnx.serialization
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
-TEXT_SUFFIXES = (".onnxtxt", ".txt", ".onnxtext")
+#: Files of text, by their suffix: the format that onnx calls it.
+TEXT_SUFFIXES = {
+    **dict.fromkeys((".onnxtxt", ".onnxtext", ".txt"), "onnxtxt"),
+    **dict.fromkeys((".textproto", ".txtpb", ".prototxt", ".pbtxt"), "textproto"),
+    **dict.fromkeys((".json", ".onnxjson"), "json"),
+}
 #: Protobuf takes no message above it; and weights up to here leave room for the rest of a model.
 _LARGEST, MAX_BYTES = 2**31 - 1, 1_900_000_000
 
@@ -30,8 +36,8 @@ def load(model: Source) -> ir.Model:
     """The model as it was given.
 
     Args:
-        model: the path of an ``.onnx`` file or of ONNX text (``.onnxtxt``), a proto, or an IR model, which is
-            returned itself.
+        model: the path of an ``.onnx`` file or of text (``.onnxtxt``, ``.textproto``, ``.json``, ...), a proto, or
+            an IR model, which is returned itself.
 
     Raises:
         NotOnnxError: the file is not ONNX, or cut short.
@@ -53,6 +59,8 @@ def load(model: Source) -> ir.Model:
         raise NotOnnxError(f"{path} is not an ONNX model: it holds no graph")
     if not loaded.opset_imports:
         raise NotOnnxError(f"{path} is not a whole ONNX model: it says no opset; it may be cut short")
+    for graph in loaded.graphs():
+        ir.external_data.set_base_dir(graph, path.parent)
     _check_external(loaded, path.parent)
     _take_in_attributes(loaded)
     _check_structure(loaded)
@@ -112,9 +120,7 @@ def _read_binary(path: Path) -> ir.Model:
         raise NotOnnxError(f"{path} is not an ONNX model, or it is cut short ({error})") from error
     except Exception as error:
         raise NotOnnxError(f"{path} cannot be read as an ONNX model: {_root(error)}") from error
-    loaded = _deserialized(proto, f"{path} cannot be read as an ONNX model")
-    ir.external_data.set_base_dir(loaded.graph, path.parent)
-    return loaded
+    return _deserialized(proto, f"{path} cannot be read as an ONNX model")
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -128,13 +134,23 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 
 def _read_text(path: Path) -> ir.Model:
+    kind = TEXT_SUFFIXES[path.suffix]
     try:
-        proto = onnx.parser.parse_model(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        proto = onnx.parser.parse_model(text) if kind == "onnxtxt" else onnx.load_model_from_string(text, kind)
     except UnicodeDecodeError as error:
         raise NotOnnxError(f"{path} is not ONNX text: {error}") from error
     except Exception as error:
-        raise NotOnnxError(f"{path} is not ONNX text: {clean_parser_error(error)}") from error
+        what = "ONNX text" if kind == "onnxtxt" else f"an ONNX model as {kind}"
+        raise NotOnnxError(f"{path} is not {what}: {clean_parser_error(error)}") from error
     return _deserialized(proto, f"{path} is not a valid ONNX model")
+
+
+def as_text(model: ir.Model, suffix: str) -> bytes:
+    """A model with its weights as a file of text holds it."""
+    if TEXT_SUFFIXES[suffix] == "onnxtxt":
+        return ir.to_onnx_text(model).encode()
+    return bytes(onnx.serialization.registry.get(TEXT_SUFFIXES[suffix]).serialize_proto(ir.to_proto(model)))
 
 
 def _deserialized(proto: onnx.ModelProto, wrong: str) -> ir.Model:

@@ -76,9 +76,7 @@ def test_export_writes_the_weights_beside_the_file(folder: Path, trained: big.Us
 
 
 def test_what_is_one_message_says_so(folder: Path, trained: big.Usage) -> None:
-    with pytest.raises(
-        ImportModelError, match=r"what vjp gives is one .* the model has 2.\d\d GB"
-    ):
+    with pytest.raises(ImportModelError, match=r"what vjp gives is one .* the model has 2.\d\d GB"):
         gradcut.vjp(folder / "big.onnx", wrt=["head.bias"], of=["logits"])
     artifacts = gradcut.TrainingArtifacts.load(folder / "out")
     with pytest.raises(ArtifactsError, match=r"t.onnxtxt: text holds the weights, which are over 1.9 GB here"):

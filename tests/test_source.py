@@ -97,6 +97,51 @@ def test_text_with_an_error_says_where(tmp_path: Path) -> None:
         gradcut.load(path)
 
 
+@pytest.mark.parametrize("suffix", [".textproto", ".pbtxt", ".prototxt", ".json", ".onnxjson", ".onnxtext", ".txt"])
+def test_other_text_that_onnx_writes(suffix: str, tmp_path: Path) -> None:
+    """Read, trained and exported: each keeps every number."""
+    model = parse(TEXT, ir_version=10)
+    path, tuned = tmp_path / f"m{suffix}", tmp_path / f"tuned{suffix}"
+    if suffix in (".onnxtext", ".txt"):
+        path.write_text(onnx.printer.to_text(model))
+    else:
+        onnx.save(model, path)
+    loaded = gradcut.load(path)
+    assert [node.op_type for node in loaded.graph] == ["Mul"]
+    session = gradcut.TrainingSession(gradcut.compile(path, loss="mse", optimizer="sgd:lr=0.1"), threads=1)
+    session.step({"x": np.float32([1, 2]), "labels": np.float32([0, 0])})
+    session.export(tuned)
+    weight = gradcut.load(tuned).graph.initializers["w"].const_value.numpy()
+    np.testing.assert_array_equal(weight, session.parameters()["w"])
+    np.testing.assert_allclose(weight, [2 - 0.1 * 2, 5 - 0.1 * 2 * 10], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "kind"),
+    [
+        (".json", b'{"irVersion": "10", "grap', "an ONNX model as json"),
+        (".json", b'{"answer": 42}', "an ONNX model as json"),
+        (".textproto", b"graph { node {", "an ONNX model as textproto"),
+        (".pbtxt", b"\xff\xfe", "ONNX text"),
+        (".prototxt", b'layer { name: "conv1" type: "Convolution" }', "an ONNX model as textproto"),
+    ],
+)
+def test_text_that_is_none_of_these(suffix: str, content: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(NotOnnxError, match=f"m{suffix} is not {kind}: .") as raised:
+        gradcut.load(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_over_what_protobuf_takes(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with open(path, "wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(NotOnnxError, match=r"m.onnx is over 2 GB, which no ONNX file can be; save the model with its"):
+        gradcut.load(path)
+
+
 # --- weights beside the file ---------------------------------------------------------------------------------
 
 

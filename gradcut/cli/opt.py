@@ -23,7 +23,7 @@ class OptCommand(TyperCommand):
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or ONNX text (.onnxtxt).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or text (.onnxtxt, .textproto, .json).")],
     pipeline: Annotated[
         str, typer.Option("-p", "--pipeline", metavar="PIPELINE", help="import,propagate{wrt=w},differentiate,...")
     ],
@@ -41,7 +41,7 @@ def command(
     from gradcut.errors import SpecError
     from gradcut.io import atomic_write, atomic_write_bytes
     from gradcut.passes import Pipeline
-    from gradcut.source import TEXT_SUFFIXES, own, require_one_message, take_in
+    from gradcut.source import TEXT_SUFFIXES, as_text, own, require_one_message, take_in
 
     binary = output is not None and output.suffix == ".onnx"
     if output is not None and not binary and output.suffix not in TEXT_SUFFIXES:
@@ -54,6 +54,6 @@ def command(
         take_in(result)
         atomic_write(output, lambda path: ir.save(result, path, format="protobuf"))
     elif output is not None:
-        atomic_write_bytes(output, ir.to_onnx_text(result).encode())
+        atomic_write_bytes(output, as_text(result, output.suffix))
     else:
         typer.echo(ir.to_onnx_text(result))

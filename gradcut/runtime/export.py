@@ -17,7 +17,7 @@ from gradcut.dialect import declare
 from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.io import atomic_write, atomic_write_bytes, sync
 from gradcut.passes.emit import strip_marks
-from gradcut.source import MAX_BYTES, TEXT_SUFFIXES, take_in, weights_size
+from gradcut.source import MAX_BYTES, TEXT_SUFFIXES, as_text, take_in, weights_size
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +28,8 @@ def export(
     """Write `model` with `tensors` in place of its parameters and statistics of the same names.
 
     The graph, its names, opset and metadata stay as they were; marks are stripped unless `keep_marks`. What is not in
-    `tensors` keeps its bytes. The file is written whole or not at all; ``.onnxtxt`` gives ONNX text.
+    `tensors` keeps its bytes. The file is written whole or not at all; ``.onnxtxt`` gives ONNX text,
+    ``.textproto`` and ``.json`` protobuf's.
 
     Returns:
         The file of the weights, ``<path>.data``, where they are too many for one file of ONNX; else None.
@@ -80,7 +81,7 @@ def _write(model: ir.Model, target: Path) -> Path | None:
         return _write_beside(model, target)
     take_in(model)
     if target.suffix in TEXT_SUFFIXES:
-        atomic_write_bytes(target, ir.to_onnx_text(model).encode())
+        atomic_write_bytes(target, as_text(model, target.suffix))
     else:
         atomic_write(target, lambda temporary: ir.save(model, temporary, format="protobuf"))
     return None
