@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or text (.onnxtxt, .textproto, .json).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An .onnx file, or text (.onnxtxt, .textproto, .json).")
+    ],
     wrt: Annotated[
         list[str] | None,
         typer.Option(metavar="P", help="Float values, by name or pattern; every parameter and float input by default."),

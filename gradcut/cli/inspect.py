@@ -10,7 +10,9 @@ from gradcut.cli.console import rows
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or text (.onnxtxt, .textproto, .json).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An .onnx file, or text (.onnxtxt, .textproto, .json).")
+    ],
 ) -> None:
     """Show what MODEL holds, and what of it would train."""
     from gradcut.inspection import inspect

@@ -23,7 +23,9 @@ class OptCommand(TyperCommand):
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An .onnx file, or text (.onnxtxt, .textproto, .json).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An .onnx file, or text (.onnxtxt, .textproto, .json).")
+    ],
     pipeline: Annotated[
         str, typer.Option("-p", "--pipeline", metavar="PIPELINE", help="import,propagate{wrt=w},differentiate,...")
     ],
