@@ -46,6 +46,7 @@ from gradcut.passes.random import DRAWS
 from gradcut.passes.specialize import MODES, STATE
 from gradcut.passes.stop_gradient import insert_marks
 from gradcut.rules import REGISTRY
+from gradcut.shared import merged, twins
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns, match_values
 from gradcut.text import join_names
@@ -420,10 +421,33 @@ class _Compilation:
                 "not name them parameters, as torch's exporter leaves it with optimize=True: they stay as they are, "
                 "unless --train names them exactly"
             )
+        yield from self._merged()
+        yield from self._twins()
         if self.request.dropout == "train" and not any(n.op_type == "Dropout" for n in self.forward.graph.all_nodes()):
             yield "dropout=train, but the file holds no Dropout: the exporter has removed it"
         if self.request.batch_norm == "train" and not self.modes:
             yield "batch_norm=train, but the file holds no BatchNormalization"
+
+    def _merged(self) -> Iterator[str]:
+        """Weights of fresh modules, of which the exporter made one."""
+        found = merged(self.given.graph, dict.fromkeys(self.gradients["wrt"]))
+        if found:
+            listed = join_names((f"{name} in {count} modules" for name, count in found.items()), 3)
+            yield (
+                f"weights of equal content seem merged by the exporter's optimizer, and train as one ({listed}): "
+                "export with torch.onnx.export(..., dynamo=True, optimize=False) to train each of them"
+            )
+
+    def _twins(self) -> Iterator[str]:
+        """A tied weight that was written twice."""
+        trained = {*self.gradients["wrt"]}
+        found = [pair for pair in twins(self.decisions.values()) if trained & {*pair}]
+        if found:
+            listed = join_names((" and ".join(pair) for pair in found), 3)
+            yield (
+                f"the file holds a weight twice, as exporters write a tied one ({listed}): trained, the two no longer "
+                "agree; export with torch.onnx.export(..., dynamo=True, optimize=False), or freeze them"
+            )
 
     def _overlooked(self) -> list[str]:
         """Weights that nobody named, where every parameter was to train."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from gradcut.passes.stop_gradient import frozen_names
 from gradcut.report import destroyed
 from gradcut.rules import REGISTRY
 from gradcut.source import Source, own
-from gradcut.spec import scopes
+from gradcut.spec import aliases, scopes
 from gradcut.text import human, join_names
 
 Table = list[tuple[str, ...]]
@@ -31,6 +31,7 @@ class Inspection:
     decisions: tuple[Decision, ...]
     frozen: frozenset[str]
     destroyed: tuple[str, ...]
+    aliases: Mapping[str, list[str]]
 
     def head(self) -> Iterator[tuple[str, str]]:
         graph = self.model.graph
@@ -58,7 +59,8 @@ class Inspection:
     def _row(self, decision: Decision) -> tuple[str, ...]:
         shape = "x".join(map(str, decision.shape)) or "scalar"
         note = "frozen; " if decision.name in self.frozen else ""
-        return decision.name, shape, f"{decision.size}", note + decision.reason
+        also = f"; also {', '.join(self.aliases[decision.name])}" if decision.name in self.aliases else ""
+        return decision.name, shape, f"{decision.size}", note + decision.reason + also
 
 
 def inspect(model: Source) -> Inspection:
@@ -73,7 +75,9 @@ def inspect(model: Source) -> Inspection:
     opset, version = work.opset_imports.get("", 0), work.ir_version or 0
     Import()(work)
     decisions = decide(work.graph, REGISTRY)
-    return Inspection(work, opset, version, exporter, tuple(decisions.values()), frozenset(frozen_names(work)), lost)
+    also = aliases(work.graph, {name for name, decision in decisions.items() if decision.kind == "parameter"})
+    frozen = frozenset(frozen_names(work))
+    return Inspection(work, opset, version, exporter, tuple(decisions.values()), frozen, lost, also)
 
 
 def _typed(value: ir.Value) -> str:

@@ -97,18 +97,19 @@ def match_parameters(
     """
     chosen: set[str] = set()
     known = _parameters_by_scope(graph, dict.fromkeys(parameters)) if patterns else {}
-    names, others = dict.fromkeys(parameters), frozenset(constants)
+    others, tied = frozenset(constants), aliases(graph, dict.fromkeys(parameters)) if patterns else {}
+    names = {**{alias: name for name, several in tied.items() for alias in several}, **{p: p for p in parameters}}
     for pattern in patterns:
         chosen |= set(_parameters_of(pattern, known, names, others))
     return [*(p for p in parameters if p in chosen), *(c for c in constants if c in chosen)]
 
 
 def _parameters_of(
-    pattern: str, known: dict[str, list[str]], parameters: Collection[str], constants: Collection[str]
+    pattern: str, known: dict[str, list[str]], parameters: dict[str, str], constants: Collection[str]
 ) -> list[str]:
     if pattern in parameters or pattern in constants:
-        return [pattern]
-    found = match(pattern, parameters)
+        return [parameters.get(pattern, pattern)]
+    found = [parameters[name] for name in match(pattern, parameters)]
     for scope in match(pattern, known):
         found += known[scope]
     if not found:
@@ -139,6 +140,32 @@ def _aliases(graph: ir.Graph, parameters: Collection[str]) -> dict[str, list[str
             if name in parameters and alias not in parameters and not name.startswith(f"{scope}."):
                 found[alias].append(name)
     return dict(found)
+
+
+def aliases(graph: ir.Graph, parameters: Collection[str]) -> dict[str, list[str]]:
+    """What else a parameter was called where modules share it: its last name, in each other module that reads it.
+
+    GPT-2's ``lm_head.weight`` is read in ``transformer.wte`` too, so it is ``transformer.wte.weight``.
+    """
+    found: dict[str, list[str]] = {}
+    for name, several in reading_scopes(graph, parameters).items():
+        home, dot, leaf = name.rpartition(".")
+        others = [f"{path}.{leaf}" for scope in several if (path := scope.replace("/", ".")) != home]
+        fresh = [other for other in dict.fromkeys(others) if dot and other not in parameters]
+        if fresh:
+            found[name] = fresh
+    return found
+
+
+def reading_scopes(graph: ir.Graph, parameters: Collection[str]) -> dict[str, list[str]]:
+    """The module scopes whose own nodes read a parameter, for each that some do."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for node in graph.all_nodes():
+        scope = node_scope(node)
+        for name in _read_in([node]) if scope else ():
+            if name in parameters:
+                found[name][scope] = None
+    return {name: list(several) for name, several in found.items()}
 
 
 def _read_in(nodes: Iterable[ir.Node]) -> Iterator[str]:
