@@ -419,7 +419,7 @@ class _Compilation:
             yield (
                 f"{join_names(lost, 3)} {'stands' if len(lost) == 1 else 'stand'} where weights do, but the file does "
                 "not name them parameters, as torch's exporter leaves it with optimize=True: they stay as they are, "
-                "unless --train names them exactly"
+                "unless --train names them exactly; export with optimize=False to keep every parameter"
             )
         yield from self._merged()
         yield from self._twins()

@@ -173,7 +173,8 @@ def test_compile_warns_of_what_the_exporter_destroyed(tmp_path: Path) -> None:
     overlooked, lost = said.err.splitlines(keepends=True)
     assert overlooked == (
         "warning: val_7, val_9 stand where weights do, but the file does not name them parameters, as torch's exporter "
-        "leaves it with optimize=True: they stay as they are, unless --train names them exactly\n"
+        "leaves it with optimize=True: they stay as they are, unless --train names them exactly; "
+        "export with optimize=False to keep every parameter\n"
     )
     assert lost == (
         "warning: 2 weights have lost their names to the exporter's optimizer (val_7, val_9); export with "

@@ -90,8 +90,8 @@ def gradients(path: Path, **options: object) -> dict[str, np.ndarray]:
 
 
 def close(found: np.ndarray, expected: np.ndarray, what: str) -> None:
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * scale, err_msg=what)
+    atol = 1e-5 * np.abs(expected).max() + 1e-8  # a bias of attention's keys has the gradient zero
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol, err_msg=what)
 
 
 def said(path: Path, **options: object) -> list[str]:
