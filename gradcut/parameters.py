@@ -3,8 +3,8 @@
 1. Where any initializer says what it is (``InputSpec.kind`` of torch's exporter), exactly those of kind PARAMETER.
 2. Elsewhere a float initializer or Constant of rank >= 1 that reaches, possibly through operators that only move or
    cast it, an operand that its rule declares a weight. An Add or Mul takes a constant of more than one element as a
-   weight, and an Add directly behind a MatMul by a parameter takes any. In a file whose weights are initializers, a
-   Constant of nothing but ones or zeros is none: so exporters write a norm without scale and bias.
+   weight, and an Add directly behind a MatMul or a Conv by a parameter takes any. In a file whose weights are
+   initializers, a Constant of nothing but ones or zeros is none: so exporters write a norm without scale and bias.
 3. BatchNormalization's mean and variance are state.
 4. Everything else is constant.
 
@@ -30,6 +30,7 @@ COMPUTED = "gradcut.computed"
 _CARRIERS = frozenset(
     "Transpose Reshape Flatten Expand Cast CastLike Identity Unsqueeze Squeeze Concat Slice Split".split()
 )
+_PRODUCTS = frozenset({"MatMul", "Conv", "ConvTranspose"})
 #: A mask of -inf is often written as a large finite number; nothing that trains starts there.
 _MASK_LIMIT = 1e4
 
@@ -211,7 +212,7 @@ class _Weights:
             other = node.inputs[1 - index]
             return other is None or constant_tensor(other) is None
         if node.op_type in ("Add", "Mul") and node.domain == "":
-            return tensor.size > 1 or (node.op_type == "Add" and _behind_matmul(node, index))
+            return tensor.size > 1 or (node.op_type == "Add" and _behind_product(node, index))
         return True
 
 
@@ -228,12 +229,23 @@ def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
                 stack += fresh
 
 
-def _behind_matmul(node: ir.Node, index: int) -> bool:
+def _behind_product(node: ir.Node, index: int) -> bool:
+    """Whether the other operand is a product with a constant, as a bias stands behind."""
     other = node.inputs[1 - index]
     producer = other.producer() if other is not None else None
-    if producer is None or producer.op_type != "MatMul":
+    while producer is not None and producer.op_type == "Identity" and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    if producer is None or producer.op_type not in _PRODUCTS:
         return False
-    return any(operand is not None and constant_tensor(operand) is not None for operand in producer.inputs)
+    return any(operand is not None and _is_constant(operand) for operand in producer.inputs)
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """A tensor of the file, as it is or under another name."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Identity" and producer.inputs[0] is not None:
+        return _is_constant(producer.inputs[0])
+    return constant_tensor(value) is not None
 
 
 def _is_mask(tensor: ir.TensorProtocol) -> bool:

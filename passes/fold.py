@@ -4,7 +4,8 @@
 2. A node whose operands are all small constants, by onnx's reference evaluator, for operators of shape arithmetic and
    masks, which it gets right; all others stay.
 3. CastLike to a known type is Cast.
-4. Expand and Reshape to the shape there is already, and a Slice of everything, give way to their operand.
+4. Expand and Reshape to the shape there is already, Flatten of a matrix, and a Slice of everything, give way to their
+   operand.
 
 Float initializers are never read: they may be parameters.
 """
@@ -86,7 +87,15 @@ def changes_nothing(node: ir.Node) -> bool:
         return False
     if node.op_type in ("Expand", "Reshape"):
         return node.inputs[0] is not None and same_shape(node.inputs[0].shape, node.outputs[0].shape)
+    if node.op_type == "Flatten":
+        return _is_matrix(node)
     return node.op_type == "Slice" and _is_whole(node)
+
+
+def _is_matrix(node: ir.Node) -> bool:
+    """As ONNX's converter puts before a Softmax of old."""
+    X, axis = node.inputs[0], node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    return X is not None and X.shape is not None and len(X.shape) == 2 and axis in (1, -1)
 
 
 def _is_whole(node: ir.Node) -> bool:

@@ -11,7 +11,7 @@ import typer
 from gradcut.cli.console import PassWatch, PrintAfter, TimePasses, VerifyEach, rows, warn
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    pass
 
 
 def command(
