@@ -44,7 +44,7 @@ def trained(folder: Path, compiled: big.Usage) -> big.Usage:
 
 def test_compiling_takes_little_memory_and_writes_the_weights_once(folder: Path, compiled: big.Usage) -> None:
     size = (folder / "big.data").stat().st_size
-    assert compiled.resident < GIGABYTE, compiled
+    assert compiled.own < GIGABYTE and compiled.resident < 6 * GIGABYTE, compiled
     assert size <= big.folder_size(folder / "out") < 1.01 * size
     assert (folder / "out" / "weights.bin").stat().st_size >= size
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
@@ -59,7 +59,7 @@ def test_training_holds_the_weights_once(folder: Path, trained: big.Usage) -> No
 
 def test_export_writes_the_weights_beside_the_file(folder: Path, trained: big.Usage) -> None:
     usage = big.measured(["-m", "gradcut", "export", "out", "-o", "tuned.onnx"], folder)
-    assert usage.resident < GIGABYTE, usage
+    assert usage.own < GIGABYTE and usage.resident < 6 * GIGABYTE, usage
     given, tuned = (ir.load(folder / name) for name in ("big.onnx", "tuned.onnx"))
     assert (folder / "tuned.onnx").stat().st_size < 1_000_000
     moved = []

@@ -22,7 +22,7 @@ import gradcut
 from gradcut.errors import GradcutWarning, SpecError
 from gradcut.inspection import inspect
 from gradcut.runtime.check import check_gradients, require
-from models import zoo
+from models import vision
 from tests.test_tied import close, export
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 4}
@@ -82,7 +82,7 @@ def mobilenet() -> tuple[nn.Module, Tensor]:
 
 
 def resnet18() -> tuple[nn.Module, Tensor]:
-    return zoo.ResNet18(8, 4), images(32)
+    return vision.ResNet18(8, 4), images(32)
 
 
 #: How many parameters keep their names, and how many weights lose them.
