@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from gradcut.api import vjp
-from gradcut.errors import GradientCheckError, SpecError
+from gradcut.errors import FeedError, GradientCheckError, SpecError
 from gradcut.ops import is_float
 from gradcut.parameters import parameters
 from gradcut.passes import Import, StopGradient
@@ -121,7 +121,8 @@ def check_gradients(
         differences: of an earlier check of this model, feeds and seed, whose evaluations are used again.
 
     Raises:
-        SpecError, NoGradientError: as `gradcut.vjp`, and a seed below 0; FeedError: inputs that cannot be made up. A
+        SpecError, NoGradientError: as `gradcut.vjp`, and a seed below 0; FeedError: inputs that cannot be made up, or
+        do not run. A
         wrong gradient raises nothing: see `require`.
     """
     if seed < 0:
@@ -131,7 +132,7 @@ def check_gradients(
     asked = list(of if of is not None else (v.name or "" for v in work.graph.outputs if is_float(v)))
     wanted = list(wrt if wrt is not None else _every_value(work))
     emitted = Backward(vjp(model, wanted, asked, stop_at), len(asked), backward)
-    shapes = differences.base if differences is not None else _forward(work, arrays, asked)
+    shapes = differences.base if differences is not None else _forward(work, arrays, asked, made_up=feeds is None)
     cotangents = [_cotangent(seed, name, shapes[name], emitted.dtype(at)) for at, name in enumerate(asked)]
     outputs, gradients, draws = emitted(arrays, cotangents)
     if not gradients:
@@ -251,7 +252,7 @@ def _cotangent(seed: int, name: str, like: Array, dtype: np.dtype[np.generic]) -
     return np.asarray(rng.standard_normal(like.shape), dtype)
 
 
-def _forward(model: ir.Model, feeds: Mapping[str, Array], of: Sequence[str]) -> dict[str, Array]:
+def _forward(model: ir.Model, feeds: Mapping[str, Array], of: Sequence[str], made_up: bool) -> dict[str, Array]:
     """The outputs, for their shapes."""
     plain = model.clone()
     values = main_values(plain.graph)
@@ -260,5 +261,10 @@ def _forward(model: ir.Model, feeds: Mapping[str, Array], of: Sequence[str]) -> 
     try:
         outputs = runtime(proto)(feeds)
     except Exception:  # a kernel is missing; the reference evaluator has it, or says why not
-        outputs = reference(proto)(feeds)
+        try:
+            outputs = reference(proto)(feeds)
+        except Exception as error:
+            fed = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            what, advice = ("made-up", "; give real ones with --data") if made_up else ("these", "")
+            raise FeedError(f"the model does not run on {what} inputs ({fed}): {_line(error)}{advice}") from error
     return dict(zip(of, outputs, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -84,40 +83,15 @@ def reference(proto: onnx.ModelProto) -> Run:
     """The model in onnx's reference evaluator: slow, and exact in float64."""
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(proto, new_ops=_better_ops())
+    from gradcut.runtime.evaluators import BETTER
+
+    evaluator = ReferenceEvaluator(proto, new_ops=BETTER)
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         with np.errstate(all="ignore"):
             return [np.asarray(output) for output in evaluator.run(None, dict(feeds))]
 
     return run
-
-
-def _better_ops() -> list[type]:
-    """Operators that onnx's own evaluator rounds to float32 (Erf, and Gelu by it) or gets wrong (GatherElements)."""
-    from onnx.reference.op_run import OpRun
-
-    class Erf(OpRun):
-        def _run(self, x: Array) -> tuple[Array]:
-            return (_erf(x),)
-
-    class Gelu(OpRun):
-        def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
-            if approximate == "tanh":
-                return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
-            return (0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))),)
-
-    class GatherElements(OpRun):
-        def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Array]:
-            places: list[Array] = list(np.indices(indices.shape, sparse=True))
-            places[axis] = indices
-            return (data[tuple(places)],)
-
-    return [Erf, Gelu, GatherElements]
-
-
-def _erf(x: Array) -> Array:
-    return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
 
 
 def runtime(proto: onnx.ModelProto) -> Run:

@@ -149,3 +149,32 @@ def test_inputs_that_cannot_be_made_up_are_named(kind: str, why: str) -> None:
         loaded.graph.inputs[0].type = ir.TensorType(ir.DataType.STRING)
     with pytest.raises(FeedError, match=f"input 'x' {why}; give the arrays to check with"):
         random_feeds(loaded)
+
+
+def test_open_edges_of_images_are_long_enough_to_pool() -> None:
+    made = feeds("y = Relu(x) z = Relu(m)", "float[n,3,h,w] x, float[h,4] m", "float[n,3,h,w] y, float[h,4] z", w=5)
+    assert made["x"].shape == (2, 3, 64, 5) and made["m"].shape == (64, 4)
+
+
+def test_a_one_hot_that_is_written_out_is_fed_its_classes() -> None:
+    body = "classes = Constant<value = int32[4] {0, 1, 2, 3}>() e = Equal(i, classes) y = Cast<to = 1>(e)"
+    made = feeds(body, "int32[40,1] i", "float[40,4] y")
+    assert set(made["i"].reshape(-1)) == {0, 1, 2, 3}
+
+
+def test_made_up_inputs_that_do_not_run() -> None:
+    """Two open dimensions that must be as one multiple of the other."""
+    proto = model("s = Constant<value = int64[2] {3, -1}>() y = Reshape(x, s)", "float[n,5] x", "float[3,m] y")
+    with pytest.raises(
+        FeedError, match=r"does not run on made-up inputs \(x \[2, 5\]\): .*; give real ones with --data"
+    ):
+        check_gradients(proto)
+    with pytest.raises(FeedError, match=r"does not run on these inputs \(x \[4, 5\]\): [^;]*$"):
+        check_gradients(proto, {"x": np.ones((4, 5), np.float32)})
+
+
+def test_the_largest_of_a_sequence_in_float64() -> None:
+    """onnx's reference evaluator takes GlobalMaxPool for one of images."""
+    proto = model("y = GlobalMaxPool(x)", "float[2,3,7] x", "float[2,3,1] y")
+    report = require(check_gradients(proto))
+    assert report.forward.startswith("float64 in onnx's reference evaluator")

@@ -1,0 +1,133 @@
+"""Operators for onnx's reference evaluator in place of its own that are wrong, round to float32, or are slow.
+
+Its Conv and MaxPool walk over every place in Python; a gradient check evaluates a network a thousand times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_max_pool import MaxPool as PlainMaxPool
+
+Array = np.ndarray[Any, Any]
+Sizes = Sequence[int] | None
+
+
+class Erf(OpRun):
+    """Onnx's rounds to float32."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Likewise, by its Erf."""
+
+    def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
+        if approximate == "tanh":
+            return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))),)
+
+
+class GatherElements(OpRun):
+    """Onnx's is wrong for some axes."""
+
+    def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Array]:
+        places: list[Array] = list(np.indices(indices.shape, sparse=True))
+        places[axis] = indices
+        return (data[tuple(places)],)
+
+
+class GlobalMaxPool(OpRun):
+    """Onnx's takes everything for a batch of images."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class Conv(OpRun):
+    """Windows [N, C, out..., k...] against the kernel, group by group."""
+
+    def _run(
+        self,
+        X: Array,
+        W: Array,
+        B: Array | None = None,
+        auto_pad: str | None = None,
+        dilations: Sizes = None,
+        group: int | None = None,
+        kernel_shape: Sizes = None,
+        pads: Sizes = None,
+        strides: Sizes = None,
+    ) -> tuple[Array]:
+        seen = _windows(X, W.shape[2:], auto_pad, dilations, pads, strides, 0.0)
+        n, groups = X.ndim - 2, group or 1
+        inside, outside = [1, *range(2 + n, 2 + 2 * n)], range(1, 2 + n)
+        channels, kernels = (np.array_split(np.arange(size), groups) for size in (X.shape[1], W.shape[0]))
+        parts = [
+            np.tensordot(seen[:, c[0] : c[-1] + 1], W[k[0] : k[-1] + 1], (inside, list(outside)))
+            for c, k in zip(channels, kernels, strict=True)
+        ]
+        Y = np.moveaxis(np.concatenate(parts, -1), -1, 1)
+        return (np.ascontiguousarray(Y if B is None else Y + B.reshape(-1, *[1] * n)),)
+
+
+class MaxPool(PlainMaxPool):
+    """The largest of each window; onnx's own where places are asked for too, or sizes are rounded up."""
+
+    def _run(  # type: ignore[override]
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: Sizes = None,
+        kernel_shape: Sizes = None,
+        pads: Sizes = None,
+        storage_order: int | None = None,
+        strides: Sizes = None,
+    ) -> tuple[Array, ...]:
+        if ceil_mode or len(self.output) > 1:
+            given = (auto_pad, ceil_mode, dilations, kernel_shape, pads, storage_order, strides)
+            return tuple(super()._run(x, *given))  # type: ignore[no-untyped-call]
+        assert kernel_shape is not None
+        seen = _windows(x, kernel_shape, auto_pad, dilations, pads, strides, -np.inf)
+        return (seen.max(axis=tuple(range(x.ndim, seen.ndim))),)
+
+
+BETTER: list[type[OpRun]] = [Erf, Gelu, GatherElements, GlobalMaxPool, Conv, MaxPool]
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
+
+
+def _windows(
+    X: Array, kernel: Sequence[int], auto_pad: str | None, dilations: Sizes, pads: Sizes, strides: Sizes, fill: float
+) -> Array:
+    """[N, C, out..., k...]: what each place of the output sees, a view of the padded input."""
+    n = len(kernel)
+    steps, holes = list(strides or [1] * n), list(dilations or [1] * n)
+    spans = [(k - 1) * hole + 1 for k, hole in zip(kernel, holes, strict=True)]
+    edges = _edges(X.shape[2:], spans, steps, auto_pad, pads)
+    padded = np.pad(X, [(0, 0), (0, 0), *edges], constant_values=fill)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + n)))
+    every = [slice(None), slice(None), *(slice(None, None, s) for s in steps), *(slice(None, None, h) for h in holes)]
+    return np.asarray(seen[tuple(every)])
+
+
+def _edges(
+    sizes: Sequence[int], spans: Sequence[int], steps: Sequence[int], auto_pad: str | None, pads: Sizes
+) -> list[tuple[int, int]]:
+    """Before and after, along each spatial axis."""
+    n = len(sizes)
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        wide = [max(0, (-(-d // s) - 1) * s + span - d) for d, s, span in zip(sizes, steps, spans, strict=True)]
+        more, less = [(total + 1) // 2 for total in wide], [total // 2 for total in wide]
+        first, last = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        return list(zip(first, last, strict=True))
+    given = list(pads) if pads is not None and auto_pad != "VALID" else [0] * (2 * n)
+    return list(zip(given[:n], given[n:], strict=True))
