@@ -463,3 +463,12 @@ def test_dropping_keeps_the_outputs_name() -> None:
     p, logits, best, _ = run(model, fed(6, 3))
     assert p.tobytes() == logits.tobytes() and (best == logits.argmax(1)).all()
     assert "Softmax" not in [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize("after", ["Log", "Neg", "Tanh", "Clip", "LeakyRelu"])
+def test_an_activation_that_something_reads_is_no_activation_at_the_end(after: str) -> None:
+    """log(softmax(z)) without its softmax is the logarithm of negative numbers."""
+    weight, x = "float[2, 3] w = {1, 2, 3, 4, 5, 6}", np.array([[-1.0, -2.0]], np.float32)
+    model = text(f"g (float[n, 2] x) => (float[n, 3] y) <{weight}> {{ h = MatMul (x, w) p = Softmax (h) y = {after} (p) }}")
+    kept, dropped = (gradcut.replace_head(model, 4, activation=word) for word in ("keep", "drop"))
+    np.testing.assert_array_equal(run(dropped, {"x": x})[0], run(kept, {"x": x})[0])

@@ -8,12 +8,14 @@ import onnx_ir as ir
 
 from gradcut.errors import SpecError
 from gradcut.heads.constants import constant_operand
-from gradcut.heads.find import ACTIVATIONS, Head, Step
+from gradcut.heads.find import ACTIVATIONS, MOVES, POOLS, Head, Step
 from gradcut.heads.follow import Dims
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 
 Shapes = Mapping[str, Dims]
+#: Operators that may follow an activation that is dropped, beside those that move or pool.
+_COPIES = frozenset({"Identity", "Cast", "Dropout", "mark"})
 #: Operators that a whole number among their operands tells sizes.
 _SIZED = frozenset({"Reshape", "Expand", "Resize", "Tile", "Split", "Pad", "OneHot", "Slice", "ConstantOfShape"})
 
@@ -69,12 +71,12 @@ def _counts(node: ir.Node, classes: int) -> bool:
 
 
 def activations(head: Head) -> list[Step]:
-    """The Softmax, LogSoftmax or Sigmoid that nothing but moves and copies follow."""
+    """The Softmax, LogSoftmax or Sigmoid that nothing but moves, pools and copies follow."""
     found = list[Step]()
     for step in reversed(head.behind):
         if step.op_type in ACTIVATIONS:
             found.append(step)
-        elif step.op_type in ("Add", "Sub", "Mul", "Div", "Relu"):
+        elif step.op_type not in _COPIES | MOVES | POOLS:
             break
     return found
 

@@ -62,7 +62,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._rules: dict[tuple[str, str], list[Rule]] = {}
-        self._bounded: dict[str, frozenset[str]] = {}
+        self._bounded: dict[str, tuple[frozenset[str], Callable[[ir.Node], bool]]] = {}
 
     def add(self, rule: Rule) -> None:
         known = self._rules.setdefault((rule.domain, rule.op_type), [])
@@ -99,12 +99,14 @@ class Registry:
 
     def bounded(self, node: ir.Node, rule: Rule, wanted: Collection[int]) -> bool:
         """Whether finite cotangents of a node give its wanted operands finite ones, its values being finite."""
-        unless = self._bounded.get(node.op_type) if not (node.domain or rule.foreign) else None
-        return unless is not None and not unless & {operand_name(rule, node, index) for index in wanted}
+        if node.domain or rule.foreign or node.op_type not in self._bounded:
+            return False
+        unless, given = self._bounded[node.op_type]
+        return not unless & {operand_name(rule, node, index) for index in wanted} and given(node)
 
-    def declare_bounded(self, op_type: str, unless: frozenset[str]) -> None:
-        """See `bounded`; `unless` one of these operands is wanted."""
-        self._bounded[op_type] = unless
+    def declare_bounded(self, op_type: str, unless: frozenset[str], given: Callable[[ir.Node], bool]) -> None:
+        """See `bounded`; `unless` one of these operands is wanted, and only where `given` says so of the node."""
+        self._bounded[op_type] = unless, given
 
     def weight(self, node: ir.Node, operand: int) -> bool:
         """Whether a constant at this operand is a parameter."""
@@ -153,10 +155,14 @@ def zero(op_types: str) -> None:
         REGISTRY.add(Rule(op_type, "", 1, schema_operands("", op_type), frozenset(), zero=True))
 
 
-def bounded(op_types: str, unless: str = "") -> None:
-    """Declare operators whose derivatives by all operands but `unless` are finite wherever their values are."""
+def bounded(op_types: str, unless: str = "", given: Callable[[ir.Node], bool] = lambda node: True) -> None:
+    """Declare operators whose derivatives by all operands but `unless` are finite wherever those operands are.
+
+    Args:
+        given: asked of each node, where the operator alone does not decide.
+    """
     for op_type in op_types.split():
-        REGISTRY.declare_bounded(op_type, frozenset(unless.split()))
+        REGISTRY.declare_bounded(op_type, frozenset(unless.split()), given)
 
 
 def weights(op_type: str, names: str) -> None:

@@ -65,6 +65,30 @@ def test_nothing_arrives_where_a_slope_behind_the_mask_is_infinite() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+SAFE_DIVISION = (
+    "g (float[3] x, float[3] c) => (float loss) <float[3] w = {1.0, 1.0, 1.0}> { zero = Constant <value_float = 0.0> () "
+    "z = Mul (x, w) m = Relu (z) q = Div (m, c) there = Greater (c, zero) s = Where (there, q, zero) "
+    "loss = ReduceSum <keepdims = 0> (s) }"
+)
+
+
+def test_a_division_by_zero_that_nobody_reads_stays_behind_the_mask() -> None:
+    """where(c > 0, relu(z) / c, 0): 0 / 0 is thrown away, and so is its slope where relu is flat."""
+    x, c = np.array([-1, -1, 1], np.float32), np.array([0, 2, 2], np.float32)
+    found = gradcut.TrainingSession(gradcut.compile(text(SAFE_DIVISION), train=["w"])).gradients({"x": x, "c": c})
+    w, below = torch.ones(3, requires_grad=True), torch.from_numpy(c)
+    torch.where(below > 0, torch.relu(torch.from_numpy(x) * w) / below, torch.zeros(())).sum().backward()
+    assert w.grad is not None
+    np.testing.assert_array_equal(found["w"], w.grad.numpy())
+
+
+@pytest.mark.parametrize(("divisor", "selects"), [("2.0", False), ("0.0", True)])
+def test_a_known_divisor_decides(divisor: str, selects: bool) -> None:
+    divided = f"c = Constant <value_float = {divisor}> () q = Div (m, c) loss = ReduceMean <keepdims = 0> (q) }}"
+    ops = {node.op_type for node in gradcut.compile(trained(HEAD + divided), train=["w"]).training_model.graph}
+    assert ("Where" in ops) == selects
+
+
 def test_cotangents_from_outside_are_selected() -> None:
     graph = gradcut.vjp(text("g (float[2] x) => (float[2] y) { y = Relu (x) }"), wrt=["x"], of=["y"])
     run = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
