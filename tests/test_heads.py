@@ -469,6 +469,23 @@ def test_dropping_keeps_the_outputs_name() -> None:
 def test_an_activation_that_something_reads_is_no_activation_at_the_end(after: str) -> None:
     """log(softmax(z)) without its softmax is the logarithm of negative numbers."""
     weight, x = "float[2, 3] w = {1, 2, 3, 4, 5, 6}", np.array([[-1.0, -2.0]], np.float32)
-    model = text(f"g (float[n, 2] x) => (float[n, 3] y) <{weight}> {{ h = MatMul (x, w) p = Softmax (h) y = {after} (p) }}")
+    model = text(
+        f"g (float[n, 2] x) => (float[n, 3] y) <{weight}> {{ h = MatMul (x, w) p = Softmax (h) y = {after} (p) }}"
+    )
     kept, dropped = (gradcut.replace_head(model, 4, activation=word) for word in ("keep", "drop"))
     np.testing.assert_array_equal(run(dropped, {"x": x})[0], run(kept, {"x": x})[0])
+
+
+def test_axes_as_torchs_exporter_leaves_them_unfolded() -> None:
+    """AdaptiveAvgPool2d(1) behind a head, exported with optimize=False: the axes are a Reshape of a Constant."""
+    said = "float[3, 2, 1, 1] w = {1, 2, 3, 4, 5, 6}, float[n, 3, 1, 1] pooled"
+    model = text(
+        f"g (float[n, 2, 4, 4] x) => (float[n, 3] y) <{said}> {{ minus = Constant <value_ints = [-1]> () "
+        "places = Constant <value = int64[2] {-1, -2}> () axes = Reshape (places, minus) h = Conv (x, w) "
+        "pooled = ReduceMean (h, axes) three = Constant <value_ints = [3]> () flat = Concat <axis = 0> (minus, three) "
+        "y = Reshape (pooled, flat) }"
+    )
+    new = gradcut.replace_head(model, 5)
+    x = np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32)
+    expected = np.einsum("nchw,kc->nk", x, tensors(new)["w"][:, :, 0, 0]) / 16
+    np.testing.assert_allclose(run(new, {"x": x})[0], expected, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NoReturn
 
-import numpy as np
 import onnx_ir as ir
 
 from gradcut.errors import SpecError
@@ -89,13 +88,13 @@ class Follower:
     def _axes(self, node: ir.Node, dims: Dims, extra: bool = False) -> list[int] | None:
         """Axes by attribute or by a constant operand, from the front; None where there are none."""
         if "axes" in node.attributes:
-            axes: Sequence[int] = node.attributes["axes"].as_ints()
+            axes = list(node.attributes["axes"].as_ints())
         else:
             operand = node.inputs[1] if len(node.inputs) > 1 else None
-            tensor = None if operand is None else constant_tensor(operand)
-            if tensor is None:
+            known = None if operand is None else _known(operand)
+            if known is None:
                 return None if operand is None else self._refuse(node, "its axes are computed at run time")
-            axes = [int(one) for one in np.atleast_1d(tensor.numpy())]
+            axes = known
         rank = len(dims) + (len(axes) if extra else 0)
         return [one % rank for one in axes]
 
@@ -188,7 +187,8 @@ class Follower:
 # --- shapes in the graph -------------------------------------------------------------------------------------
 
 #: An operand of the Concat that puts a shape together, and its entries; None for one that is computed.
-Piece = tuple[ir.Value, list[int | None]]
+Piece = tuple[ir.Value, Sequence[int | None]]
+_SAME_NUMBERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 def _pieces(value: ir.Value | None, shapes: dict[str, Dims]) -> list[Piece] | None:
@@ -198,16 +198,16 @@ def _pieces(value: ir.Value | None, shapes: dict[str, Dims]) -> list[Piece] | No
     known = _known(value)
     if known is not None:
         return [(value, known)]
-    node = _behind_casts(value).producer()
+    node = _source(value).producer()
     if node is None or node.op_type != "Concat" or node.domain != "" or None in node.inputs:
         return None
     return [(part, _known(part) or _unknown(part, shapes)) for part in node.inputs if part is not None]
 
 
-def _known(value: ir.Value) -> list[int | None] | None:
-    """A constant, cast or not."""
-    tensor = constant_tensor(_behind_casts(value))
-    return None if tensor is None else [int(one) for one in np.atleast_1d(tensor.numpy())]
+def _known(value: ir.Value) -> list[int] | None:
+    """The numbers of a constant, as torch's exporter has it too: behind a Cast, or a Reshape to one axis."""
+    tensor = constant_tensor(_source(value))
+    return None if tensor is None else [int(one) for one in tensor.numpy().reshape(-1)]
 
 
 def _unknown(value: ir.Value, shapes: dict[str, Dims]) -> list[int | None]:
@@ -215,9 +215,10 @@ def _unknown(value: ir.Value, shapes: dict[str, Dims]) -> list[int | None]:
     return [None] * (count[0] or 1) if len(count) == 1 else [None]
 
 
-def _behind_casts(value: ir.Value) -> ir.Value:
+def _source(value: ir.Value) -> ir.Value:
+    """What holds the same numbers in the same order."""
     node = value.producer()
-    while node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
+    while node is not None and node.op_type in _SAME_NUMBERS and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer()
     return value

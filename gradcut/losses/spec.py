@@ -54,6 +54,8 @@ def parse_loss(spec: str) -> Loss:
     if name not in LOSSES:
         near = nearest(name, LOSSES, 1)
         hint = f" Nearest: {near[0]}." if near else ""
+        if re.search(r"[-+*]", name):
+            raise LossError(f"{name!r} is no loss; a sum is written with blanks around +: 'mse + -0.5*l1:output=b'")
         raise LossError(
             f"there is no loss {name!r}.{hint} There are {', '.join(sorted(LOSSES))}, or a graph of your own: FILE.onnx"
         )

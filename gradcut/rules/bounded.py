@@ -20,7 +20,6 @@ def _by_numbers(node: ir.Node) -> bool:
     return tensor is not None and bool((tensor.numpy() != 0).all())
 
 
-
 bounded("Add Sub Mul Neg Sum Mean Abs Exp Erf Sin Cos Sigmoid Tanh Where Max Min Clip Dropout CumSum Trilu TopK")
 bounded("Relu LeakyRelu PRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Swish Softplus Softsign ThresholdedRelu")
 bounded("MatMul Gemm Einsum Conv ConvTranspose AveragePool MaxPool GlobalAveragePool GlobalMaxPool MaxUnpool Resize")

@@ -38,6 +38,7 @@ class FeedCheck:
         sizes: dict[str, tuple[str, int]] = {}
         for name, port in self.ports.items():
             array = np.asarray(feeds[name])
+            self._class_numbers(name, array)
             self._dtype(name, port, array)
             _shape(name, port, array, sizes)
             arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
@@ -58,6 +59,18 @@ class FeedCheck:
         missing = [name for name in self.ports if name not in feeds]
         if missing:
             raise FeedError(f"no feed for {join_names(missing)}; the graph takes {join_names(self.ports)}")
+
+    def _class_numbers(self, name: str, array: Array) -> None:
+        """Raise where labels that are class numbers have a row for each, which no cast mends."""
+        for term in self.terms:
+            if name != term.get("labels") or "classes" not in term or self.ports[name]["shape"] is None:
+                continue
+            rank, axis = len(self.ports[name]["shape"]), term["axis"]
+            if array.ndim == rank + 1 and array.shape[axis] == term["classes"]:
+                raise FeedError(
+                    f"feed {name!r} has shape {list(array.shape)}; {term['kind']} takes class numbers, one for each row "
+                    f"of {term['classes']}: of one-hot rows use .argmax({axis})"
+                )
 
     def _dtype(self, name: str, port: Mapping[str, Any], array: Array) -> None:
         if port["dtype"] is None or port["dtype"] == "STRING":

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradcut.errors import NotFiniteError
 from gradcut.losses import terms_of
+from gradcut.runtime import averaging
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +42,8 @@ def _advice(loss: Mapping[str, Any], feeds: Mapping[str, Array]) -> str:
         labels, ignored = feeds.get(term.get("labels", "")), term.get("ignore_index")
         if labels is not None and ignored is not None and np.all(np.asarray(labels) == ignored):
             return f"The mean over no labels has no value: every label is {ignored}, the ignore_index."
+        if labels is not None and term.get("weight") and not averaging.weights(term, feeds)[0]:
+            return "The mean over labels whose classes all weigh 0 has no value; see the weight of the loss."
     return "Try a smaller learning rate, or look at the batch."
 
 

@@ -142,6 +142,11 @@ def test_a_language_models_padding() -> None:
             "there is no loss 'cross_entrop'. Nearest: cross_entropy. There are bce_with_logits, cosine, "
             "cross_entropy, huber, kl_div, l1, mse, nll, smooth_l1, or a graph of your own: FILE.onnx",
         ),
+        (
+            "n, 4",
+            "mse+l1",
+            "'mse+l1' is no loss; a sum is written with blanks around +: 'mse + -0.5*l1:output=b'",
+        ),
     ],
 )
 def test_what_cross_entropy_refuses(dims: str, loss: str, message: str) -> None:

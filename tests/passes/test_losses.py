@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import gradcut
 from gradcut import losses
-from gradcut.errors import FeedError, LossError, SpecError
+from gradcut.errors import FeedError, LossError, NotFiniteError, SpecError
 from gradcut.losses import LOSSES, parse_loss
 from tests.exported import text
 
@@ -131,6 +131,8 @@ def test_labels_whose_classes_weigh_nothing_have_no_gradient() -> None:
     feeds = {"x": normal(3, 4), "labels": np.full(3, 3)}
     assert np.isnan(session.evaluate(feeds).loss)
     assert not session.gradients(feeds)["w"].any()
+    with pytest.raises(NotFiniteError, match="labels whose classes all weigh 0 has no value"):
+        session.step(feeds)
 
 
 @pytest.mark.parametrize("options", ["", "weight=[1 2 0.5 0.1]", "reduction=sum"])
@@ -438,3 +440,14 @@ def test_labels_as_floats_or_beyond_the_classes(loss: str) -> None:
         session.step({"x": x, "labels": np.array([0, 1, 4])})
     assert str(error.value) == "feed 'labels' holds label 4 at row 2; the model has 4 classes, 0 to 3"
     assert session.steps == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_one_hot_rows_are_no_class_numbers(dtype: type) -> None:
+    session = gradcut.TrainingSession(gradcut.compile(shifted(3, 4), "cross_entropy", train=["w"]), threads=1)
+    with pytest.raises(FeedError) as error:
+        session.step({"x": normal(3, 4), "labels": np.eye(3, 4, dtype=dtype)})
+    assert str(error.value) == (
+        "feed 'labels' has shape [3, 4]; cross_entropy takes class numbers, one for each row of 4: "
+        "of one-hot rows use .argmax(1)"
+    )
