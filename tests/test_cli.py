@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 
 import gradcut
 from gradcut.cli.app import app
+from gradcut.losses import LOSSES
+from gradcut.optimizers import OPTIMIZERS
 from gradcut.passes import PASSES
 from gradcut.runtime import backend, check
 from gradcut.runtime.data import load_npz, split_indices
@@ -436,6 +439,11 @@ def test_opt_prints_text_or_writes_it(small: Path, tmp_path: Path) -> None:
     )
     wrong = Result("opt", small, "-p", "import,,")
     assert wrong.code == 2 and wrong.err == "error: a pass is expected here\n  import,,\n         ^\n"
+
+
+def test_the_help_of_compile_lists_every_loss_and_optimizer() -> None:
+    listed = re.findall(r"\w+", good("compile", "--help").out)
+    assert {*LOSSES, *OPTIMIZERS} <= {*listed}
 
 
 def test_the_help_of_opt_lists_every_pass() -> None:

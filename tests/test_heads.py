@@ -488,4 +488,6 @@ def test_axes_as_torchs_exporter_leaves_them_unfolded() -> None:
     new = gradcut.replace_head(model, 5)
     x = np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32)
     expected = np.einsum("nchw,kc->nk", x, tensors(new)["w"][:, :, 0, 0]) / 16
+    read = {name for node in new.graph for value in node.inputs if value is not None and (name := value.name)}
+    assert {value.name for node in new.graph for value in node.outputs} <= read | {"y"}
     np.testing.assert_allclose(run(new, {"x": x})[0], expected, rtol=1e-5, atol=1e-6)

@@ -25,7 +25,7 @@ def test_every_pass_stands_in_the_picture_of_the_pipeline() -> None:
 
 def test_the_public_face() -> None:
     names = """load stop_gradient freeze unfreeze compile TrainingArtifacts TrainingSession vjp analyze Pipeline passes
-    to_networkx register_rule SGD AdamW errors GradcutError"""
+    to_networkx register_rule SGD AdamW errors GradcutError losses schedules replace_head"""
     assert [name for name in names.split() if not hasattr(gradcut, name)] == []
     assert all(hasattr(gradcut, name) for name in gradcut.__all__)
 

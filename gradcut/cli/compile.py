@@ -24,7 +24,9 @@ def command(
     loss: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LOSS|FILE.onnx", help="Such as cross_entropy:output=logits,axis=1; 0.5*mse. Several add up."
+            metavar="LOSS|FILE.onnx",
+            help="cross_entropy:output=logits,axis=1; nll, bce_with_logits, mse, l1, huber, smooth_l1, kl_div, cosine. "
+            "Several add up: 'mse:output=a + 0.5*l1:output=b'.",
         ),
     ] = None,
     new_head: Annotated[

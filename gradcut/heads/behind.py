@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import onnx_ir as ir
 
 from gradcut.errors import SpecError
-from gradcut.heads.constants import constant_operand
+from gradcut.heads.constants import constant_operand, remove_unread
 from gradcut.heads.find import ACTIVATIONS, MOVES, POOLS, Head, Step
 from gradcut.heads.follow import Dims
 from gradcut.parameters import constant_tensor
@@ -96,21 +96,7 @@ def drop(graph: ir.Graph, steps: Iterable[Step]) -> None:
         copy.outputs[0].name, output.name = output.name, None
         copy.metadata_props.update(step.node.metadata_props)
         copy.outputs[0].metadata_props.update(output.metadata_props)
-        _remove_unread(graph, step.node)
-
-
-def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:
-    """A node that nothing reads, and then those that only it read."""
-    if any(value.uses() or value.is_graph_output() for value in node.outputs):
-        return
-    read = dict.fromkeys(value for value in node.inputs if value is not None)
-    graph.remove(node, safe=True)
-    for value in read:
-        source = value.producer()
-        if source is not None and source.graph is graph:
-            _remove_unread(graph, source)
-        elif value.is_initializer() and not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            del graph.initializers[value.name or ""]
+        remove_unread(graph, step.node)
 
 
 def tell_shapes(

@@ -143,6 +143,20 @@ def name_parameters(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
             value.metadata_props[KIND] = "PARAMETER"
 
 
+def remove_unread(graph: ir.Graph, node: ir.Node) -> None:
+    """A node that nothing reads, and then those that only it read."""
+    if any(value.uses() or value.is_graph_output() for value in node.outputs):
+        return
+    read = dict.fromkeys(value for value in node.inputs if value is not None)
+    graph.remove(node, safe=True)
+    for value in read:
+        source = value.producer()
+        if source is not None and source.graph is graph:
+            remove_unread(graph, source)
+        elif value.is_initializer() and not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del graph.initializers[value.name or ""]
+
+
 def described(value: ir.Value) -> str:
     """``fc.weight [5, 512]``"""
     tensor = constant_tensor(value)

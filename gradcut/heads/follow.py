@@ -9,6 +9,7 @@ from typing import NoReturn
 import onnx_ir as ir
 
 from gradcut.errors import SpecError
+from gradcut.heads.constants import remove_unread
 from gradcut.heads.find import ACTIVATIONS, POINTWISE, POOLS, Step
 from gradcut.ops import Builder, Names
 from gradcut.parameters import constant_tensor
@@ -171,6 +172,8 @@ class Follower:
         new = operands[0] if len(operands) == 1 else b.op("Concat", *operands, axis=0, dtype=ir.DataType.INT64)
         node.graph.insert_before(node, b.nodes)
         node.replace_input_with(index, new)
+        if (made := old.producer()) is not None:
+            remove_unread(node.graph, made)
 
     def _entries(self, value: ir.Value | None) -> list[int | None] | None:
         """A shape operand as numbers, None for one that is computed; None where it is computed as a whole."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradcut.errors import FeedError
+from gradcut.losses import terms_of
 from gradcut.runtime import averaging
 from gradcut.runtime.backend import Slot, to_device
 
@@ -30,6 +31,12 @@ def shares(loss: Mapping[str, Any] | None, batches: Sequence[Mapping[str, Array]
         _shares(list(counts)) for counts in zip(*(averaging.weights(loss, batch) for batch in batches), strict=True)
     ]
     if any(not np.allclose(one, found[0], rtol=1e-6, atol=0.0) for one in found):
+        sums = {term.get("reduction") == "sum" for term in terms_of(loss)}
+        if len(sums) > 1:
+            raise FeedError(
+                "one term of the loss is a sum over the batch and another a mean, so micro-batches do not add up to "
+                "the large batch; step them one by one, or give every term the same reduction"
+            )
         raise FeedError(
             "the terms of the loss were averaged over counts that are not in proportion in these micro-batches, so "
             "their gradients do not add up to the large batch's; step them one by one, or make the batches alike"

@@ -68,8 +68,8 @@ class FeedCheck:
             rank, axis = len(self.ports[name]["shape"]), term["axis"]
             if array.ndim == rank + 1 and array.shape[axis] == term["classes"]:
                 raise FeedError(
-                    f"feed {name!r} has shape {list(array.shape)}; {term['kind']} takes class numbers, one for each row "
-                    f"of {term['classes']}: of one-hot rows use .argmax({axis})"
+                    f"feed {name!r} has shape {list(array.shape)}; {term['kind']} takes class numbers, one for each "
+                    f"row of {term['classes']}: of one-hot rows use .argmax({axis})"
                 )
 
     def _dtype(self, name: str, port: Mapping[str, Any], array: Array) -> None:

@@ -66,9 +66,9 @@ def test_nothing_arrives_where_a_slope_behind_the_mask_is_infinite() -> None:
 
 
 SAFE_DIVISION = (
-    "g (float[3] x, float[3] c) => (float loss) <float[3] w = {1.0, 1.0, 1.0}> { zero = Constant <value_float = 0.0> () "
-    "z = Mul (x, w) m = Relu (z) q = Div (m, c) there = Greater (c, zero) s = Where (there, q, zero) "
-    "loss = ReduceSum <keepdims = 0> (s) }"
+    "g (float[3] x, float[3] c) => (float loss) <float[3] w = {1.0, 1.0, 1.0}> { "
+    "zero = Constant <value_float = 0.0> () z = Mul (x, w) m = Relu (z) "
+    "q = Div (m, c) there = Greater (c, zero) s = Where (there, q, zero) loss = ReduceSum <keepdims = 0> (s) }"
 )
 
 

@@ -276,15 +276,19 @@ def test_several_losses_add_up(loss: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "ignored"),
+    ("loss", "ignored", "said"),
     [
-        ("cross_entropy:output=scores + 0.5*mse:output=value", [0, 1]),
-        ("cross_entropy:output=scores,reduction=sum + mse:output=value", []),
+        ("cross_entropy:output=scores + 0.5*mse:output=value", [0, 1], "not in proportion"),
+        (
+            "cross_entropy:output=scores,reduction=sum + mse:output=value",
+            [],
+            "a sum over the batch and another a mean",
+        ),
     ],
 )
-def test_losses_that_want_different_factors_are_refused(loss: str, ignored: list[int]) -> None:
+def test_losses_that_want_different_factors_are_refused(loss: str, ignored: list[int], said: str) -> None:
     stepped = session(TWO, loss)
     before = state(stepped)
-    with pytest.raises(FeedError, match="not in proportion"):
+    with pytest.raises(FeedError, match=said):
         stepped.step(split(two_feeds(ignored), [4, 2]))
     assert state(stepped) == before
