@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 
 import gradcut
+from gradcut.errors import SpecError
 from gradcut.heads import new_parameters
 from gradcut.parameters import KIND
 from models import zoo
@@ -491,3 +494,32 @@ def test_axes_as_torchs_exporter_leaves_them_unfolded() -> None:
     read = {name for node in new.graph for value in node.inputs if value is not None and (name := value.name)}
     assert {value.name for node in new.graph for value in node.outputs} <= read | {"y"}
     np.testing.assert_allclose(run(new, {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "g (float[n, 4, 2, 2] x) => (float[n, 2, 1, 2] y) <float[2, 4, 2, 1] w, float[1, 1, 1, 2] p> "
+        "{ h = Conv (x, w) y = Add (h, p) }",
+        "g (float[n, 2, 4] x) => (float[n, 2, 2] y) <float[4, 2] w, float[2, 1] p> "
+        "{ h = MatMul (x, w) y = Add (h, p) }",
+    ],
+    ids=["over the places of a convolution", "over the rows of a product"],
+)
+def test_as_many_numbers_along_another_axis_are_no_bias(source: str) -> None:
+    model = text(re.sub(r"float\[([\d, ]+)\] ([wp])", _ones, source))
+    given = model.SerializeToString()
+    with pytest.raises(SpecError, match=r"\(Add\) holds 2 numbers \(p\)"):
+        gradcut.replace_head(model, 5)
+    assert model.SerializeToString() == given
+
+
+def test_a_bias_without_axes_stays_one_number() -> None:
+    model = text("g (float[n, 2] x) => (float[n, 1] y) <float[2, 1] w = {1, 2}, float b = {3}> { y = Gemm (x, w, b) }")
+    assert run(gradcut.replace_head(model, 5), {"x": np.ones((2, 2), np.float32)})[0].shape == (2, 5)
+
+
+def _ones(found: re.Match[str]) -> str:
+    """The declaration of a tensor of ones."""
+    size = math.prod(int(one) for one in found[1].split(","))
+    return f"{found[0]} = {{{', '.join(['1'] * size)}}}"

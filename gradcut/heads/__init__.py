@@ -167,12 +167,8 @@ def _fresh(head: Head, classes: int, seed: int, names: Names) -> list[ir.Value]:
 def _zeros(bias: Operand, head: Head, classes: int) -> Array:
     """Of the bias's shape, with `classes` where there were the old ones."""
     shape = list(bias.shape)
-    if bias.size == head.classes:
-        spread = [axis for axis, size in enumerate(shape) if size == head.classes]
-        place = spread[-1] if head.class_axis != -2 else spread[0]
-        if head.layer.op_type == "Conv" and bias.node is not head.layer and head.classes == 1:
-            place = len(shape) - len(head.weight.shape) + 1  # [1, C, 1, 1] before anyone can see it
-        shape[place] = classes
+    if shape and bias.size == head.classes:
+        shape[head.bias_axis(bias)] = classes
     return np.zeros(shape)
 
 

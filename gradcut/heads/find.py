@@ -63,9 +63,11 @@ class Head:
     @property
     def class_axis(self) -> int:
         """Of the layer's output; from the end where it is a product."""
-        if self.layer.op_type == "Conv":
-            return 1
-        return -1 if self.weight.index == 1 else -2
+        return 1 if self.layer.op_type == "Conv" else _axis_from_end(self.weight)
+
+    def bias_axis(self, bias: Operand) -> int:
+        """Of the classes in a bias, from the end."""
+        return -1 if bias.node is self.layer else _axis_from_end(self.weight)
 
 
 def find_head(output: ir.Value) -> Head:
@@ -123,7 +125,7 @@ def _head(layer: ir.Node, weight: Operand, axis: int, behind: list[Step]) -> Hea
         biases.append(bias)
     for step in behind:
         operand = _added(step.node)
-        if operand is None or operand.size != classes or (classes == 1 and biases):
+        if operand is None or not _is_bias(operand, weight, classes) or (classes == 1 and biases):
             if step.op_type in ("Identity", "Cast", "mark"):
                 continue
             break
@@ -137,6 +139,19 @@ def _head(layer: ir.Node, weight: Operand, axis: int, behind: list[Step]) -> Hea
                 "which belong to the old classes; name a value before it with output="
             )
     return Head(layer, weight, axis, tuple(biases), tuple(behind))
+
+
+def _axis_from_end(weight: Operand) -> int:
+    """Of the classes in what the layer gives."""
+    if weight.node.op_type == "Conv":
+        return 1 - len(weight.shape)
+    return -1 if weight.index == 1 else -2
+
+
+def _is_bias(operand: Operand, weight: Operand, classes: int) -> bool:
+    """Whether it is one number a class, along the classes."""
+    place = _axis_from_end(weight)
+    return operand.size == classes and len(operand.shape) >= -place and operand.shape[place] == classes
 
 
 def _added(node: ir.Node) -> Operand | None:
