@@ -6,7 +6,7 @@ batch is the plain sum of its parts'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,15 @@ def weight(loss: Mapping[str, Any], feeds: Mapping[str, Array]) -> float:
 
 def weights(loss: Mapping[str, Any], feeds: Mapping[str, Array]) -> list[float | None]:
     """What each term of the loss was averaged over, in the order of the manifest's terms; None: it is a sum."""
-    return [_count(term, feeds) for term in terms_of(loss)]
+    return [_count(term, feeds, loss.get("inputs", ())) for term in terms_of(loss)]
 
 
-def _count(term: Mapping[str, Any], feeds: Mapping[str, Array]) -> float | None:
+def _count(term: Mapping[str, Any], feeds: Mapping[str, Array], labels_of: Sequence[str]) -> float | None:
     if term.get("reduction") == "sum":
         return None
     over = term.get("over")
     if over is None:  # a loss graph, or an output of the model: as if it were averaged over rows
-        return float(len(next(iter(feeds.values())))) if feeds else 0.0
+        return _rows(feeds, labels_of)
     labels = np.asarray(feeds[term["labels"]])
     if over == "labels":
         return _labels_that_count(term, labels)
@@ -47,6 +47,12 @@ def _count(term: Mapping[str, Any], feeds: Mapping[str, Array]) -> float | None:
     if over == "vectors":
         return float(labels.size // max(labels.shape[term["axis"]], 1))
     return float(labels.size)
+
+
+def _rows(feeds: Mapping[str, Array], labels: Sequence[str]) -> float:
+    """Of the labels, where there are any: other inputs may be the same for every batch."""
+    arrays = [feeds[name] for name in (*labels, *feeds) if name in feeds]
+    return next((float(len(array)) for array in arrays if np.ndim(array)), float(bool(feeds)))
 
 
 def _labels_that_count(term: Mapping[str, Any], labels: Array) -> float:

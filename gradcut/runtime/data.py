@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,14 @@ def split_indices(n: int, fraction: float, seed: int) -> tuple[Array, Array]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def load_npz(path: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, Array]:
+def load_npz(
+    path: str | os.PathLike[str], names: Iterable[str] | None = None, whole: Collection[str] = ()
+) -> dict[str, Array]:
     """The arrays of an npz file, all of the same first dimension N >= 1 (the examples).
 
     Args:
         names: read only these; what else lies in the file is then not looked at.
+        whole: those without a row per example.
 
     Raises DataError when the file is missing or no npz, when it holds nothing, a pickled (object) array or a
     scalar, when its arrays differ in length, and when one of `names` is not among them.
@@ -35,7 +38,7 @@ def load_npz(path: str | os.PathLike[str], names: Iterable[str] | None = None) -
     data = _read(path, names)
     if not data:
         raise DataError(f"{path} holds no array; write one per graph input: np.savez(path, x=..., y=...)")
-    check_lengths(path, data)
+    check_lengths(path, data, whole)
     return data
 
 
@@ -69,10 +72,12 @@ def _member(path: str | os.PathLike[str], archive: Any, key: str) -> Array:
     return array
 
 
-def check_lengths(path: str | os.PathLike[str], data: Mapping[str, Array]) -> None:
-    """Raise DataError unless every array has the same number of rows, and at least one."""
-    first = next(iter(data))
+def check_lengths(path: str | os.PathLike[str], data: Mapping[str, Array], whole: Collection[str] = ()) -> None:
+    """Raise DataError unless every array but those that are `whole` has the same number of rows, and at least one."""
+    first = next(name for name in data if name not in whole)
     for key, array in data.items():
+        if key in whole:
+            continue
         if array.ndim == 0:
             raise DataError(f"{path}: {key!r} is a scalar; every array needs one row per example")
         if len(array) != len(data[first]):

@@ -15,6 +15,7 @@ from gradcut.runtime.inputs import Inputs
 from gradcut.runtime.plan import Plan
 from gradcut.runtime.position import Position, begin, go_on, with_eval_data
 from gradcut.runtime.sources import Rows, Stream, open_data
+from gradcut.runtime.sources.opening import is_stream
 from gradcut.text import join_names
 
 Array = np.ndarray[Any, Any]
@@ -72,6 +73,10 @@ class Data:
         """Whether there is anything to be judged by."""
         return isinstance(self._held, Stream) or len(self._held_rows) > 0
 
+    def count(self, feeds: Mapping[str, Array]) -> int:
+        """The rows of a batch."""
+        return self._inputs.count(feeds)
+
     @property
     def steps_per_epoch(self) -> int | None:
         """Updates an epoch, None where nobody knows."""
@@ -80,9 +85,13 @@ class Data:
     # --- opening ---------------------------------------------------------------------------------------------
 
     def _open(self, given: Sequence[str]) -> Rows | Stream:
-        source = open_data(given, self._inputs.names)
+        if not is_stream(given):
+            self._inputs.require_rows()
+        source = open_data(given, self._inputs.names, self._inputs.whole)
         if isinstance(source, Stream):
             return source
+        if source.whole:
+            self.notes.append(f"{source.name}: {join_names(source.whole)} is fed as it is to every batch")
         rounded = self._inputs.rounded(source.arrays)
         if rounded:
             self.notes.append(f"{source.name}: {join_names(rounded)} is float64 and is fed as float32")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,18 +30,33 @@ class Inputs:
         self._ports = {port["name"]: port for port in ports}
         self._loss = manifest["loss"]
         self._wanted = {name: _dtype(port) for name, port in self._ports.items()}
-        opened = [{**port, "shape": [None, *port["shape"][1:]] if port["shape"] else None} for port in ports]
+        self.whole, self.fixed = batch_of(ports)
+        opened = [port if port["name"] in self.whole else _opened(port) for port in ports]
         self._check_rows, self._check_batch = FeedCheck(opened, self._loss), FeedCheck(ports, self._loss)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._ports)
 
-    @property
-    def fixed(self) -> int | None:
-        """The batch that the graph's file fixes, None where it is open."""
-        sizes = [port["shape"][0] for port in self._ports.values() if port["shape"]]
-        return next((size for size in sizes if isinstance(size, int)), None)
+    def count(self, feeds: Mapping[str, Array]) -> int:
+        """The rows of a batch; 0 where no input has any."""
+        names = sorted(self._ports, key=lambda name: self._ports[name]["role"] != "label")
+        return next((len(feeds[name]) for name in names if name not in self.whole), 0)
+
+    def require_rows(self) -> None:
+        """Raise DataError where no file can hold what the graph takes, a function's batches can."""
+        advice = "write a function that yields batches, and give it as --data module:function"
+        if len(self.whole) == len(self._ports):
+            raise DataError(f"no input of the graph has a batch as its first dimension; {advice}")
+        shapes = {name: port["shape"] for name, port in self._ports.items() if port["shape"]}
+        batches = {shape[0] for shape in shapes.values() if isinstance(shape[0], str)}
+        for name, shape in shapes.items():
+            axis = next((axis for axis, size in enumerate(shape) if size in batches), 0)
+            if axis and not isinstance(shape[0], str):
+                raise DataError(
+                    f"the batch of {name!r} is its axis {axis} ({shape[axis]}), and files hold a row per example; "
+                    f"{advice}"
+                )
 
     def rounded(self, arrays: Mapping[str, Array]) -> list[str]:
         """The float64 arrays that become float32."""
@@ -71,7 +86,7 @@ class Inputs:
             except FeedError as error:
                 where = f"{rows.name}, rows from {start} on" if start else rows.name
                 raise FeedError(f"{where}: {error}") from None
-        return Rows(rows.name, arrays, rows.checksum)
+        return Rows(rows.name, arrays, rows.checksum, rows.whole)
 
     def batch(self, arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
         """One batch of a stream, cast and checked.
@@ -88,7 +103,8 @@ class Inputs:
     def _pieces(self, arrays: Mapping[str, Array], where: str) -> Iterator[tuple[int, dict[str, Array]]]:
         """All there is, but of a mapped input one row: dtype and shape are those of every row."""
         labels = {n: a for n, a in arrays.items() if isinstance(a, np.memmap) and self._ports[n]["role"] == "label"}
-        feeds = {n: a[:1] if isinstance(a, np.memmap) else a for n, a in arrays.items() if n not in labels}
+        large = {n for n, a in arrays.items() if isinstance(a, np.memmap) and n not in self.whole}
+        feeds = {n: a[:1] if n in large else a for n, a in arrays.items() if n not in labels}
         feeds = self.cast(feeds, where)
         if not labels:
             yield 0, feeds
@@ -112,6 +128,30 @@ class Inputs:
                 "cannot hold"
             )
         return np.asarray(result)
+
+
+def batch_of(ports: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], int | None]:
+    """Which inputs have no row per example, and the batch that the file fixes, None where it is open.
+
+    A scalar has none. The batch is the first dimension of the labels where that is a number; otherwise it is open where
+    some input's first dimension is, and else that of the first input. An input with another number there has none: it
+    is the same for every batch, such as a table of means.
+    """
+    firsts = {port["name"]: port["shape"][0] if port["shape"] else None for port in ports}
+    scalars = {port["name"] for port in ports if port["shape"] == []}
+    labels = [port["name"] for port in ports if port["role"] == "label" and port["name"] not in scalars]
+    users = [port["name"] for port in ports if port["role"] == "user" and port["name"] not in scalars]
+    fixed = [firsts[name] for name in labels if isinstance(firsts[name], int)]
+    if not fixed and all(isinstance(firsts[name], int) for name in users):
+        fixed = [firsts[name] for name in users]
+    batch = fixed[0] if fixed else None
+    constant = {name for name in users if isinstance(firsts[name], int) and firsts[name] != batch}
+    return tuple(name for name in firsts if name in scalars | constant), batch
+
+
+def _opened(port: Mapping[str, Any]) -> dict[str, Any]:
+    """The port for any number of rows."""
+    return {**port, "shape": [None, *port["shape"][1:]] if port["shape"] else None}
 
 
 def _dtype(port: Mapping[str, Any]) -> np.dtype[Any] | None:

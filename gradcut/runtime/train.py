@@ -122,7 +122,7 @@ class Trainer:
         step: Any = self.session.step
         result: StepResult = step(batches[0] if len(batches) == 1 else batches, self.rate(self.session.steps))
         weight = sum(averaging.weight(self.loss, feeds) for feeds in batches)
-        rows = sum(len(next(iter(feeds.values()))) for feeds in batches if feeds)
+        rows = sum(self.data.count(feeds) for feeds in batches)
         position = self.position
         self.position = replace(
             position,

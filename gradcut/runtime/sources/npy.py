@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gradcut.text import join_names
 Array = np.ndarray[Any, Any]
 
 
-def load_pairs(files: Mapping[str, str], names: Sequence[str]) -> dict[str, Array]:
+def load_pairs(files: Mapping[str, str], names: Sequence[str], whole: Collection[str] = ()) -> dict[str, Array]:
     """Arrays of files given by input name; a name that the graph does not take is an error.
 
     Raises:
@@ -28,10 +28,10 @@ def load_pairs(files: Mapping[str, str], names: Sequence[str]) -> dict[str, Arra
     missing = [name for name in names if name not in files]
     if missing:
         raise DataError(f"no file for {join_names(map(repr, missing))}; say {missing[0]}=FILE.npy as well")
-    return _mapped(join_names(files[name] for name in names), {name: files[name] for name in names})
+    return _mapped(join_names(files[name] for name in names), {name: files[name] for name in names}, whole)
 
 
-def load_folder(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Array]:
+def load_folder(folder: str | os.PathLike[str], names: Sequence[str], whole: Collection[str] = ()) -> dict[str, Array]:
     """Arrays of the files ``<input name>.npy`` in a folder; others in it are not looked at.
 
     Raises:
@@ -41,12 +41,14 @@ def load_folder(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[st
     if not found:
         raise DataError(f"{folder} holds no .npy file; it needs one per graph input: {join_names(names)}")
     check_keys(found, names, folder)
-    return _mapped(folder, {name: found[name] for name in names})
+    return _mapped(folder, {name: found[name] for name in names}, whole)
 
 
-def _mapped(where: str | os.PathLike[str], files: Mapping[str, str | os.PathLike[str]]) -> dict[str, Array]:
+def _mapped(
+    where: str | os.PathLike[str], files: Mapping[str, str | os.PathLike[str]], whole: Collection[str]
+) -> dict[str, Array]:
     arrays = {name: _open(file) for name, file in files.items()}
-    check_lengths(where, arrays)
+    check_lengths(where, arrays, whole)
     return arrays
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 FORMS = "an .npz, .safetensors or .parquet file, NAME=FILE.npy pairs, a folder of .npy files, or module:function"
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_LOADERS: dict[str, Callable[[str, Sequence[str]], dict[str, Array]]] = {
+_LOADERS: dict[str, Callable[[str, Sequence[str], Collection[str]], dict[str, Array]]] = {
     ".npz": load_npz,
     ".safetensors": load_safetensors,
     ".parquet": load_parquet,
@@ -30,24 +30,24 @@ _LOADERS: dict[str, Callable[[str, Sequence[str]], dict[str, Array]]] = {
 }
 
 
-def open_data(given: Sequence[str], names: Sequence[str]) -> Rows | Stream:
+def open_data(given: Sequence[str], names: Sequence[str], whole: Collection[str] = ()) -> Rows | Stream:
     """The source that `given` names: one file, folder or function, or a ``NAME=FILE.npy`` for every input.
 
     Args:
-        names: the graph's inputs that the data are for, in its order.
+        names: the graph's inputs that the data are for, in its order. whole: those without a row per example.
 
     Raises:
         DataError: nothing of the sort, or it cannot be read. MissingExtraError: a parquet file without pyarrow.
     """
     pairs = [one for one in given if "=" in one and not os.path.exists(one)]
     if pairs:
-        return Rows.of(", ".join(given), load_pairs(_files(given, len(pairs)), names))
+        return Rows.of(", ".join(given), load_pairs(_files(given, len(pairs)), names, whole), whole)
     if len(given) != 1:
         raise DataError(f"{len(given)} sources of data are given; they are {FORMS}")
     path = given[0]
     if not os.path.exists(path) and _FUNCTION.fullmatch(path):
         return open_stream(path, names)
-    return Rows.of(path, _load(path, names))
+    return Rows.of(path, _load(path, names, whole), whole)
 
 
 def is_stream(given: Sequence[str]) -> bool:
@@ -67,9 +67,9 @@ def _files(given: Sequence[str], pairs: int) -> dict[str, str]:
     return files
 
 
-def _load(path: str, names: Sequence[str]) -> dict[str, Array]:
+def _load(path: str, names: Sequence[str], whole: Collection[str]) -> dict[str, Array]:
     if os.path.isdir(path) and Path(path).suffix not in _LOADERS:
-        return load_folder(path, names)
+        return load_folder(path, names, whole)
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file")
     suffix = Path(path).suffix.lower()
@@ -77,4 +77,4 @@ def _load(path: str, names: Sequence[str]) -> dict[str, Array]:
         raise DataError(f"{path} is a single npy array; say NAME={path} for the input it is of, and so on")
     if suffix not in _LOADERS and not zipfile.is_zipfile(path):
         raise DataError(f"{path} is not of a kind that is read; data are {FORMS}")
-    return _LOADERS.get(suffix, load_npz)(path, names)
+    return _LOADERS.get(suffix, load_npz)(path, names, whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class Rows:
     Attributes:
         name: what a message calls them: the file.
         arrays: by graph input name, as they are stored; a mapped one (`numpy.memmap`) is read where it is indexed.
+        whole: the names of those that have no row per example, and are taken as they are.
         checksum: over names, dtypes, shapes and content, so that nobody resumes on other data. A mapped file above
             256 MiB counts by 256 MiB of it, spread evenly: what is read at every start must stay cheap.
     """
@@ -30,18 +31,19 @@ class Rows:
     name: str
     arrays: dict[str, Array]
     checksum: int
+    whole: Collection[str] = ()
 
     @classmethod
-    def of(cls, name: str, arrays: Mapping[str, Array]) -> Rows:
+    def of(cls, name: str, arrays: Mapping[str, Array], whole: Collection[str] = ()) -> Rows:
         """Rows with their checksum."""
-        return cls(name, dict(arrays), _checksum(arrays))
+        return cls(name, dict(arrays), _checksum(arrays), whole)
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return next(len(array) for name, array in self.arrays.items() if name not in self.whole)
 
     def take(self, rows: Any) -> dict[str, Array]:
         """These rows (indices or a slice) of every array, in memory."""
-        return {name: np.asarray(array[rows]) for name, array in self.arrays.items()}
+        return {n: np.asarray(a if n in self.whole else a[rows]) for n, a in self.arrays.items()}
 
 
 def _checksum(arrays: Mapping[str, Array]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from gradcut.runtime.data import check_keys, check_lengths
 Array = np.ndarray[Any, Any]
 
 
-def load_safetensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Array]:
+def load_safetensors(
+    path: str | os.PathLike[str], names: Sequence[str], whole: Collection[str] = ()
+) -> dict[str, Array]:
     """The tensors `names` of a safetensors file; others in it are not looked at.
 
     Raises:
@@ -27,11 +29,11 @@ def load_safetensors(path: str | os.PathLike[str], names: Sequence[str]) -> dict
             arrays = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no readable safetensors file ({error})") from error
-    check_lengths(path, arrays)
+    check_lengths(path, arrays, whole)
     return arrays
 
 
-def load_parquet(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Array]:
+def load_parquet(path: str | os.PathLike[str], names: Sequence[str], whole: Collection[str] = ()) -> dict[str, Array]:
     """The columns `names` of a parquet file: numbers as vectors, lists of one length as rows of an array.
 
     Raises:
@@ -52,7 +54,7 @@ def load_parquet(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is no readable parquet file ({first})") from error
     arrays = {name: _column(pa, f"{path}: the column {name!r}", table.column(name)) for name in names}
-    check_lengths(path, arrays)
+    check_lengths(path, arrays, whole)
     return arrays
 
 
