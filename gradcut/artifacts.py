@@ -13,6 +13,7 @@ DIR/manifest.json           the roles of every input and output, what was cut an
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -26,7 +27,7 @@ import onnx_ir as ir
 
 from gradcut import checkpoint
 from gradcut.errors import ArtifactsError, CheckpointError
-from gradcut.io import atomic_directory, sha256
+from gradcut.io import atomic_directory, locked, sha256
 
 SCHEMA, VERSION = "gradcut.artifacts", 1
 MANIFEST = "manifest.json"
@@ -196,6 +197,31 @@ def check_target(target: Path, force: bool) -> None:
         raise ArtifactsError(f"{target} is there already and holds no artifacts; choose another place")
     if not force and _was_trained(target):
         raise ArtifactsError(f"{target} was trained; it is overwritten only with --force (in Python, force=True)")
+    with exclusive(target):
+        pass  # to know that nobody trains there
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Have a directory of artifacts to oneself: nobody else trains in it or compiles over it.
+
+    What a kill left half written is removed. The lock is the manifest's and ends with the process, however that ends.
+
+    Raises:
+        ArtifactsError: another process has it.
+    """
+    with contextlib.ExitStack() as stack:
+        if (folder / MANIFEST).is_file():
+            try:
+                stack.enter_context(locked(folder / MANIFEST))
+            except BlockingIOError as error:
+                raise ArtifactsError(
+                    f"{folder} is being trained by another process; wait for its end, or stop it"
+                ) from error
+            for name in (CHECKPOINT, BEST, METRICS):
+                for left in folder.glob(f".{name}.*.tmp"):
+                    left.unlink(missing_ok=True)
+        yield
 
 
 def check_output(path: str | os.PathLike[str]) -> None:

@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
+
+_BEHIND = 1 << 30
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -73,6 +76,46 @@ def _swap(staging: Path, target: Path, ours: Container[str]) -> None:
     for entry in [entry for entry in old.iterdir() if entry.name not in ours]:
         entry.rename(target / entry.name)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes that ask for the same lock off a file; the system lets go of it when a process ends.
+
+    Where the file system knows no locks, nothing is kept off.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR)  # NFS locks only what may be written
+    except OSError:
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, _BEHIND, os.SEEK_SET)  # locked bytes cannot be read: one behind the content
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # a file system without locks
 
 
 def sync(path: Path) -> None:

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +144,53 @@ def test_ctrl_c_while_a_module_is_imported(tmp_path: Path) -> None:
     _, err = running.communicate(timeout=20)
     assert (running.returncode, err) == (130, "error: interrupted\n")
     assert (folder / CHECKPOINT).read_bytes() == before and not (folder / METRICS).exists()
+
+
+# --- one run a directory -------------------------------------------------------------------------------------
+
+
+def test_two_runs_in_one_directory(tmp_path: Path, data: Path) -> None:
+    """The second is refused, and so is compiling over the first, until that is killed; what the kill left goes."""
+    (tmp_path / "slow_batches.py").write_text(SLOW)
+    folder = artifacts(tmp_path / "d")
+    arguments = ["--data", "slow_batches:fourth", "--checkpoint-every", 1]
+    running = process(folder, *arguments, cwd=tmp_path)
+    until(lambda: checkpoint.load(folder / CHECKPOINT)[1]["step"] == 3, running)
+    line = f"{folder} is being trained by another process; wait for its end, or stop it"
+    before = {one.name: one.read_bytes() for one in folder.iterdir()}
+    assert refused("train", folder, "--data", data, "--resume") == line
+    onnx.save(text(WIDE % numbers(18, 1)), tmp_path / "m.onnx")
+    assert refused("compile", tmp_path / "m.onnx", "--loss", "cross_entropy", "-o", folder, "--force") == line
+    assert {one.name: one.read_bytes() for one in folder.iterdir()} == before
+    running.kill()
+    running.communicate()
+    left = folder / f".{CHECKPOINT}.abcdefgh.tmp"
+    left.write_bytes(b"half")
+    good("compile", tmp_path / "m.onnx", "--loss", "cross_entropy", "-o", folder, "--force")
+    assert not left.exists()
+    good("train", folder, "--data", data)
+
+
+def test_a_directory_that_cannot_be_written(data: Path) -> None:
+    """Said before the first step; whoever may write anywhere becomes nobody for it."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = artifacts(Path(place) / "d")
+        rows = Path(shutil.copy(data, place))
+        for one in (Path(place), folder, *folder.iterdir(), rows):
+            one.chmod(0o755)
+        folder.chmod(0o555)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            line = refused("train", folder, "--data", rows)
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+    assert line == (
+        f"{folder} cannot be written (Permission denied), and checkpoints go there; make it writable, or copy it to a "
+        "place that is"
+    )
 
 
 # --- a full disk ---------------------------------------------------------------------------------------------

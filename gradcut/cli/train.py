@@ -38,6 +38,7 @@ def command(
     log_dir: options.LogDir = None,
 ) -> None:
     """Train the artifacts in DIR."""
+    from gradcut.artifacts import exclusive
     from gradcut.runtime.plan import Plan
     from gradcut.runtime.train import Trainer
 
@@ -60,13 +61,14 @@ def command(
         min_delta=min_delta,
         log_dir=log_dir,
     )
-    trainer = Trainer(folder, plan, device)
-    if resume and not trainer.goes_on:
-        typer.echo(f"{folder} was not trained yet: a new run begins")
-    for note in trainer.data.notes:
-        typer.echo(f"note: {note}")
-    with watcher() as watching:
-        outcome = trainer.run(watching)
+    with exclusive(folder):
+        trainer = Trainer(folder, plan, device)
+        if resume and not trainer.goes_on:
+            typer.echo(f"{folder} was not trained yet: a new run begins")
+        for note in trainer.data.notes:
+            typer.echo(f"note: {note}")
+        with watcher() as watching:
+            outcome = trainer.run(watching)
     rows(_summary(trainer, outcome))
     if outcome.interrupted:
         typer.echo(f"interrupted after step {outcome.step}; saved {outcome.checkpoint}; go on with --resume")

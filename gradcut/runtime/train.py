@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -59,6 +60,7 @@ class Trainer:
         self.session.require_loss()
         self.loss = self.session.manifest["loss"]
         self._refuse_trained()
+        self._require_writable()
         if plan.log_dir is not None:
             require_writer()
         recorded = self._recorded()
@@ -252,6 +254,17 @@ class Trainer:
                 f"{self.folder} was trained for {counted(self.session.steps, 'step')}; go on with --resume, "
                 "or start over with gradcut compile --force"
             )
+
+    def _require_writable(self) -> None:
+        """Now, not when the first checkpoint is due."""
+        try:
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise ArtifactsError(
+                f"{self.folder} cannot be written ({error.strerror or error}), and checkpoints go there; "
+                "make it writable, or copy it to a place that is"
+            ) from error
 
     def _recorded(self) -> Position | None:
         recorded = self.session.artifacts.start.get("extra", {}).get("position")
