@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+import torch
 
 from gradcut import checkpoint
 from gradcut.cli.progress import Bar, Lines
+from gradcut.runtime.data import split_indices
 from gradcut.runtime.records import Record
 from gradcut.runtime.session import StepResult
 from tests.exported import text
@@ -304,6 +307,33 @@ def test_the_summary_and_the_export_of_the_best(tmp_path: Path, data: Path) -> N
     assert refused("export", folder, "-o", folder / BEST).startswith(f"{folder / BEST} is a file of the artifacts in ")
 
 
+def test_the_running_averages_are_evaluated_and_exported(tmp_path: Path, data: Path) -> None:
+    """Held-out figures are those of what `export --best --ema` writes, by ONNX Runtime alone."""
+    folder, out = artifacts(tmp_path / "d", ema=0.9), tmp_path / "best.onnx"
+    options = ["--data", data, "--batch-size", 8, "--epochs", 3]
+    said = good("train", folder, *options, "--eval-ema", "--metric", "loss")
+    assert said.line("held out").endswith(" at step 21, of the running averages")
+    assert said.line("next").endswith(" --ema")
+    best = json.loads((folder / METRICS).read_text().splitlines()[-1])
+    good("export", folder, "-o", out, "--best", "--ema")
+    arrays, held = np.load(data), split_indices(61, 0.2, 0)[1]
+    (logits,) = ort.InferenceSession(out).run(None, {"x": arrays["x"][held]})
+    loss = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(arrays["labels"][held]))
+    assert best["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    plain = artifacts(tmp_path / "plain", ema=0.9)
+    good("train", plain, *options, "--metric", "loss")
+    assert json.loads((plain / METRICS).read_text().splitlines()[-1])["eval_loss"] != pytest.approx(
+        loss.item(), rel=1e-3
+    )
+    good("train", folder, "--data", data, "--epochs", 4, "--resume")
+    assert refused("train", plain, "--data", data, "--epochs", 4, "--resume", "--eval-ema") == (
+        "the run was started without --eval-ema; leave --eval-ema away to resume it"
+    )
+    assert refused("train", artifacts(tmp_path / "no"), "--data", data, "--eval-ema").startswith(
+        "there are no running averages; compile with --ema 0.999"
+    )
+
+
 def test_early_stopping_is_said(tmp_path: Path, data: Path) -> None:
     folder = artifacts(tmp_path / "d")
     said = good("train", folder, "--data", data, "--epochs", 9, "--lr", 0, "--patience", 2)
@@ -355,7 +385,7 @@ def test_help_is_in_groups() -> None:
     headings = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings == ["Arguments:", "Data:", "Steps and learning rate:", "Evaluation:", "Running:"]
     given = set(re.findall(r"^  (--[a-z-]+)", said, re.MULTILINE))
-    assert {"--data", "--patience", "--schedule", "--log-dir", "--accumulate", "--help"} < given and len(given) == 19
+    assert {"--data", "--patience", "--schedule", "--log-dir", "--eval-ema", "--help"} < given and len(given) == 20
 
 
 @pytest.mark.parametrize("total", [3, None])

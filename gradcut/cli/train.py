@@ -32,6 +32,7 @@ def command(
     metric: options.Metrics = None,
     patience: options.Patience = None,
     min_delta: options.MinDelta = None,
+    eval_ema: options.EvalEma = False,
     device: options.Device = "cpu",
     resume: options.Resume = False,
     checkpoint_every: options.CheckpointEvery = 0,
@@ -60,6 +61,7 @@ def command(
         patience=patience,
         min_delta=min_delta,
         log_dir=log_dir,
+        eval_ema=eval_ema,
     )
     with exclusive(folder):
         trainer = Trainer(folder, plan, device)
@@ -91,15 +93,18 @@ def _summary(trainer: Trainer, outcome: Outcome) -> Iterator[tuple[str, str]]:
     yield from _judged(trainer, outcome)
     yield "checkpoint", str(outcome.checkpoint)
     if not outcome.interrupted:
-        best = " --best" if position.best_step not in (None, outcome.step) else ""
-        yield "next", f"gradcut export {trainer.folder} -o {trainer.folder.name}.onnx{best}"
+        which = " --best" if position.best_step not in (None, outcome.step) else ""
+        which += " --ema" if position.eval_ema else ""
+        yield "next", f"gradcut export {trainer.folder} -o {trainer.folder.name}.onnx{which}"
 
 
 def _ended(trainer: Trainer, outcome: Outcome) -> Iterator[tuple[str, str]]:
     """Why a run that is not interrupted has no more to do."""
     position = trainer.position
+    from gradcut.text import counted
+
     if outcome.stopped:
-        since = f"no better {trainer.watched} in {position.stale} evaluations"
+        since = f"no better {trainer.watched} in {counted(position.stale, 'evaluation')}"
         yield "stopped", f"early: {since}; a larger --patience goes on with --resume"
     elif not outcome.steps and not outcome.interrupted:
         yield "", "a larger --epochs goes on"
@@ -113,7 +118,8 @@ def _judged(trainer: Trainer, outcome: Outcome) -> Iterator[tuple[str, str]]:
     figures = last.metrics or {"eval loss": last.eval_loss}
     shown = [f"{name} {value:.4f}" for name, value in figures.items() if value is not None]
     if shown:
-        yield "held out", f"{', '.join(shown)} at step {last.step}"
+        what = ", of the running averages" if position.eval_ema else ""
+        yield "held out", f"{', '.join(shown)} at step {last.step}{what}"
     if position.best is not None:
         from gradcut.artifacts import BEST
 

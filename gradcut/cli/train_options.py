@@ -82,6 +82,10 @@ Patience = Annotated[
 MinDelta = Annotated[
     float | None, _option(_JUDGE, "By how much one has to improve to count for --patience; 0.", metavar="X")
 ]
+EvalEma = Annotated[
+    bool,
+    _option(_JUDGE, "Evaluate the running averages of the parameters (compile --ema) in their place.", "--eval-ema"),
+]
 Device = Annotated[str, _option(_FILES, "cpu or cuda.", metavar="NAME")]
 Resume = Annotated[bool, _option(_FILES, "Go on from the checkpoint in DIR, with the options of its run.", "--resume")]
 CheckpointEvery = Annotated[

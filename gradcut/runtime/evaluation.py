@@ -10,6 +10,7 @@ import numpy as np
 
 from gradcut.errors import SpecError
 from gradcut.runtime import averaging
+from gradcut.runtime.ema import slots as ema_slots
 from gradcut.runtime.metrics import LOSS, Metric, default_metrics, maker, term_of
 from gradcut.runtime.session import TrainingSession
 
@@ -29,12 +30,16 @@ class Evaluator:
 
     Args:
         metrics: names; none: the default ones of the loss.
+        ema: evaluate the running averages of the parameters.
 
     Raises:
-        SpecError: a metric that does not fit the loss, or whose output the graph does not give.
+        SpecError: a metric that does not fit the loss, or whose output the graph does not give; no averages are kept.
     """
 
-    def __init__(self, session: TrainingSession, metrics: Sequence[str]) -> None:
+    def __init__(self, session: TrainingSession, metrics: Sequence[str], ema: bool = False) -> None:
+        if ema:
+            ema_slots(session.manifest)
+        self._ema = ema
         self._session, self._loss = session, session.manifest["loss"]
         terms, outputs = self._loss.get("terms") or [self._loss], _outputs(session.manifest)
         seen = [term for term in terms if term.get("output") in outputs]
@@ -53,7 +58,7 @@ class Evaluator:
         made: dict[str, Metric] = {name: make() for name, make in self._makers.items()}
         total = weights = 0.0
         for feeds in batches:
-            result = self._session.evaluate(feeds)
+            result = self._session.evaluate(feeds, ema=self._ema)
             weight = averaging.weight(self._loss, feeds)
             if weight:  # the mean over no labels is NaN, and counts for nothing
                 total, weights = total + result.loss * weight, weights + weight

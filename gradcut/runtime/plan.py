@@ -28,6 +28,7 @@ class Plan:
         lr: the optimizer's own by default. schedule: text of `gradcut.schedules`, which stretches over the run.
         accumulate: batches an update; 1 by default.
         eval_every: updates between evaluations, beside the one after each epoch.
+        eval_ema: judge the running averages of the parameters (compiled with `ema`) instead of the parameters.
         metrics: names; the first is the one that the best checkpoint and `patience` go by.
         patience: evaluations in a row without improvement by more than `min_delta` (0 by default) that end the run.
         checkpoint_every: updates between checkpoints, beside the one after each epoch; 0: only those.
@@ -54,6 +55,7 @@ class Plan:
     patience: int | None = None
     min_delta: float | None = None
     log_dir: Path | None = None
+    eval_ema: bool = False
 
     def __post_init__(self) -> None:
         if self.held_out is not None and self.eval_split is not None:

@@ -12,7 +12,7 @@ from gradcut.runtime.sources.opening import is_stream
 
 _BATCH, _SEED, _SPLIT = 32, 0, 0.2
 #: What decides which rows a step sees, or what the best checkpoint is best by: a resumed run keeps it.
-_FIXED = ("seed", "batch_size", "accumulate", "steps_per_epoch", "metrics")
+_FIXED = ("seed", "batch_size", "accumulate", "steps_per_epoch", "metrics", "eval_ema")
 #: What is given again counts from there on.
 _FREE = ("epochs", "lr", "schedule", "eval_every", "patience", "min_delta")
 
@@ -43,6 +43,7 @@ class Position:
     steps_per_epoch: int | None = None
     eval_every: int | None = None
     metrics: Sequence[str] = ()
+    eval_ema: bool = False
     patience: int | None = None
     min_delta: float = 0.0
     epoch: int = 0
@@ -108,7 +109,7 @@ def go_on(plan: Plan, run: Position, data: int) -> Position:
         DataError: the plan asks for other data, batches or metrics than the run was started with.
     """
     asked = {option: getattr(plan, option) for option in _FIXED}
-    asked["metrics"] = None if plan.metrics is None else list(plan.metrics)
+    asked |= {"metrics": None if plan.metrics is None else list(plan.metrics), "eval_ema": plan.eval_ema or None}
     _check_same({option: getattr(run, option) for option in asked}, asked)
     # another path may hold the same rows: the checksum decides
     moved = plan.held_out is not None and run.eval_data is not None
@@ -134,7 +135,7 @@ def _check_same(had: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
             continue
         started = option if option in had else next(iter(had))
         was = f"without {spelled(option)}"
-        if had[started] not in (None, []):
+        if had[started] not in (None, []) and had[started] is not False:
             other = _shown(value) if started == option else f"{spelled(option)} {_shown(value)}"
             was = f"with {spelled(started)} {_shown(had[started])}, not {other}"
         raise DataError(f"the run was started {was}; leave {spelled(option)} away to resume it")

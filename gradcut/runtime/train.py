@@ -67,7 +67,7 @@ class Trainer:
         self.goes_on = recorded is not None
         self.data = Data(plan, self.session.manifest, recorded)
         self.position = self.data.position
-        self.evaluator = Evaluator(self.session, self.position.metrics)
+        self.evaluator = Evaluator(self.session, self.position.metrics, self.position.eval_ema)
         self.watched = next(iter(self.evaluator.names), "loss")
         self._require_held_out()
         self.rate = self._rates()
@@ -281,7 +281,7 @@ class Trainer:
     def _require_held_out(self) -> None:
         if self.data.holds_out:
             return
-        for option in ("metrics", "patience", "eval_every"):
+        for option in ("metrics", "patience", "eval_every", "eval_ema"):
             if getattr(self.position, option):
                 raise DataError(f"{spelled(option)} needs held-out rows; give --eval-data, or an --eval-split above 0")
 
