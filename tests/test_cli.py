@@ -386,7 +386,7 @@ def test_data_that_do_not_fit_are_refused_before_a_step(tmp_path: Path) -> None:
     assert refused("train", folder, "--data", tmp_path / "no.npz") == f"{tmp_path / 'no.npz'}: no such file"
     assert refused("train", folder, "--data", DATA, "--device", "cuda").startswith("device 'cuda': ")
     assert refused("train", folder, "--data", DATA, "--eval-split", "1.5") == (
-        "--eval-split is 1.5; it lies between 0 and 1"
+        "--eval-split is 1.5; it is at least 0 and below 1"
     )
     assert refused("train", folder, "--data", DATA, "--epochs", "0") == "--epochs is 0; it is at least 1"
     assert refused("train", folder, "--data", DATA, "--lr", "-1") == "--lr must be at least 0, and is -1.0"

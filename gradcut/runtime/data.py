@@ -44,6 +44,9 @@ def load_npz(
 
 def _read(path: str | os.PathLike[str], names: Iterable[str] | None) -> dict[str, Array]:
     try:
+        with open(path, "rb") as file:
+            if file.read(2) not in (b"PK", b"\x93N"):
+                raise ValueError("it is no zip archive")
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path} is a single npy array; write an npz with one array per graph input")
@@ -122,9 +125,9 @@ class Batches:
         return -(-len(self._indices) // self._batch_size)
 
     @property
-    def whole(self) -> int:
-        """Batches per epoch that have all their rows."""
-        return len(self._indices) // self._batch_size
+    def last(self) -> int:
+        """Rows of an epoch's last batch."""
+        return (len(self._indices) - 1) % self._batch_size + 1
 
     def rows(self, epoch: int, start: int = 0) -> Iterator[Array]:
         """The rows of each batch of `epoch` from number `start` on: a resumed run goes on in the same order."""

@@ -16,7 +16,7 @@ from gradcut.runtime.plan import Plan
 from gradcut.runtime.position import Position, begin, go_on, with_eval_data
 from gradcut.runtime.sources import Rows, Stream, open_data
 from gradcut.runtime.sources.opening import is_stream
-from gradcut.text import join_names
+from gradcut.text import counted, join_names
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -42,8 +42,11 @@ class Data:
         self.notes: list[str] = []
         self._source = self._open(plan.sources)
         self.position = self._start(plan, recorded)
-        self._held, self._held_rows = self._hold_out()
+        self._held, held = self._hold_out()
+        self._held_rows = held[: len(held) - len(held) % self._inputs.fixed] if self._inputs.fixed else held
         self._batches = self._make_batches()
+        self._moves_statistics = bool(manifest["state"])
+        self._note_left_out(len(held))
         self.per_epoch = self._count()
 
     def training(self, epoch: int, start: int) -> Iterator[list[Feeds]]:
@@ -65,7 +68,7 @@ class Data:
         size = self.position.batch_size
         for start in range(0, len(self._held_rows), size):
             rows = self._held_rows[start : start + size]
-            if self._held is not None and (not self._inputs.fixed or len(rows) == size):
+            if self._held is not None:
                 yield self._inputs.cast(self._held.take(rows), self._held.name)
 
     @property
@@ -103,7 +106,7 @@ class Data:
         start = begin(plan, checksum, fixed) if recorded is None else go_on(plan, recorded, checksum)
         if isinstance(self._source, Stream):
             self.notes.append(f"{self._source.name} makes the batches: no --batch-size, no shuffling")
-        elif fixed and start.batch_size != fixed:
+        if fixed and start.batch_size != fixed:
             raise DataError(f"the model's batch is fixed at {fixed}; say --batch-size {fixed}")
         return start
 
@@ -129,6 +132,11 @@ class Data:
         rows = np.arange(len(self._source))
         if self._held is self._source:
             rows = split_indices(len(rows), self.position.eval_split, self.position.seed)[0]
+        if not len(rows):
+            raise DataError(
+                f"--eval-split {self.position.eval_split:g} holds out all of {self._source.name} "
+                f"({counted(len(self._source), 'row')}) and leaves none to train on"
+            )
         if self._inputs.fixed and len(rows) < self._inputs.fixed:
             raise DataError(
                 f"{len(rows)} rows to train on are less than the model's fixed batch of {self._inputs.fixed}"
@@ -140,8 +148,33 @@ class Data:
         limit = None if wanted is None else wanted * self.position.accumulate
         if self._batches is None:
             return limit
-        there = self._batches.whole if self._inputs.fixed else len(self._batches)
+        there = len(self._batches) - (self._left_out() > 0)
         return there if limit is None else min(there, limit)
+
+    def _left_out(self) -> int:
+        """Rows of a last batch that is not trained on: too short for the graph, or a single one for its statistics.
+
+        The variance of one row is 0, and torch refuses to normalise by it.
+        """
+        assert self._batches is not None
+        last = self._batches.last
+        short = self._inputs.fixed is not None and last < self._inputs.fixed
+        alone = self._moves_statistics and last == 1 < self.position.batch_size and len(self._batches) > 1
+        return last if short or alone else 0
+
+    def _note_left_out(self, held: int) -> None:
+        """Say which rows nobody will look at."""
+        fixed, left = self._inputs.fixed, held - len(self._held_rows)
+        if self._batches is not None and (rows := self._left_out()):
+            why = f"the model's batch is fixed at {fixed}" if fixed else "batch normalization takes no batch of one row"
+            self.notes.append(f"{why}: an epoch leaves out {counted(rows, 'row')}, others each time")
+        if left:
+            self.notes.append(
+                f"the model's batch is fixed at {fixed}: {left} of {counted(held, 'held-out row')} left out"
+            )
+        if self.position.eval_split and isinstance(self._source, Rows) and not held:
+            share = f"{self.position.eval_split:g} of {counted(len(self._source), 'row')}"
+            self.notes.append(f"{share} is no row: nothing is held out, so nothing is evaluated")
 
     # --- batches ---------------------------------------------------------------------------------------------
 

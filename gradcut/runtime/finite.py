@@ -38,6 +38,10 @@ def _advice(loss: Mapping[str, Any], feeds: Mapping[str, Array]) -> str:
     empty = [name for name, feed in feeds.items() if np.size(feed) == 0]
     if empty:
         return f"The mean over no elements has no value: the feed {empty[0]!r} is empty."
+    for name, feed in feeds.items():
+        if np.asarray(feed).dtype.kind == "f" and np.isnan(feed).any():
+            place = [int(axis) for axis in np.argwhere(np.isnan(feed))[0]]
+            return f"The feed {name!r} holds nan, first at {place} of the batch: clean the data."
     for term in terms_of(loss):
         labels, ignored = feeds.get(term.get("labels", "")), term.get("ignore_index")
         if labels is not None and ignored is not None and np.all(np.asarray(labels) == ignored):

@@ -20,9 +20,10 @@ _PIECE = 1 << 24
 class Inputs:
     """The inputs that data must have: those of the user's model, and the labels.
 
-    Integers widen; floats widen, and float64 becomes float32, which is what numpy and parquet files hold by default;
-    integer and boolean labels become floats where the loss takes floats and the values are exact. Nothing else is
-    cast: a float where the graph takes a class index stays an error, and so do raw integers (pixels) for a float input.
+    Integers become other integers where those hold their values; floats widen, and float64 becomes float32 (both are
+    what numpy and parquet files hold by default); integer and boolean labels become floats where the loss takes floats
+    and the values are exact. Nothing else is cast: a float where the graph takes a class index stays an error, and so
+    do raw integers (pixels) for a float input.
     """
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
@@ -161,7 +162,7 @@ def _dtype(port: Mapping[str, Any]) -> np.dtype[Any] | None:
 
 def _may_become(have: np.dtype[Any], wanted: np.dtype[Any], label: bool) -> bool:
     if wanted.kind in "iu":
-        return have.kind in "iu" and np.can_cast(have, wanted, "safe")
+        return have.kind in "iu"
     if have.kind in "biu":
         return label and wanted.kind == "f"
     return wanted.kind == "f" and (np.can_cast(have, wanted, "safe") or _rounds(have, wanted))

@@ -61,7 +61,7 @@ class Plan:
         if self.held_out is not None and self.eval_split is not None:
             raise DataError("--eval-data and --eval-split exclude each other")
         if self.eval_split is not None and not 0 <= self.eval_split < 1:
-            raise DataError(f"--eval-split is {self.eval_split:g}; it lies between 0 and 1")
+            raise DataError(f"--eval-split is {self.eval_split:g}; it is at least 0 and below 1")
         self._check_numbers()
         if self.lr is not None:
             check_rate(self.lr, "--lr")

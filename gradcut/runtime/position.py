@@ -9,6 +9,7 @@ from typing import Any
 from gradcut.errors import DataError
 from gradcut.runtime.plan import Plan, spelled
 from gradcut.runtime.sources.opening import is_stream
+from gradcut.text import counted
 
 _BATCH, _SEED, _SPLIT = 32, 0, 0.2
 #: What decides which rows a step sees, or what the best checkpoint is best by: a resumed run keeps it.
@@ -117,6 +118,8 @@ def go_on(plan: Plan, run: Position, data: int) -> Position:
         _check_same(run.held_out, {"eval_split": plan.eval_split, "eval_data": plan.held_out})
     if data != run.data:
         raise _other(plan.sources)
+    if plan.epochs is not None and plan.epochs < run.epoch:
+        raise DataError(f"--epochs {plan.epochs} is of the whole run, and {counted(run.epoch, 'epoch')} of it are done")
     found = list(plan.held_out) if moved and plan.held_out is not None else run.eval_data
     given = {option: _or(getattr(plan, option), getattr(run, option)) for option in _FREE}
     return replace(run, eval_data=found, **given)

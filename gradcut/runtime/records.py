@@ -38,7 +38,7 @@ class Record:
 def read_records(path: Path, step: int) -> list[Record]:
     """The lines up to `step`; later ones are of steps that a kill took back."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             records.append(Record(**json.loads(line)))
         except (ValueError, TypeError):

@@ -129,7 +129,7 @@ def rows(epoch: list[list[int]]) -> list[int]:
 def test_an_epoch_has_every_row_once_and_the_ragged_end() -> None:
     batches = make()
     epoch = labels(batches, 0)
-    assert [len(batch) for batch in epoch] == [4, 4, 2] and (len(batches), batches.whole) == (3, 2)
+    assert [len(batch) for batch in epoch] == [4, 4, 2] and (len(batches), batches.last) == (3, 2)
     assert sorted(rows(epoch)) == list(range(10))
 
 
@@ -155,3 +155,12 @@ def test_batches_refuse() -> None:
         make(batch_size=0)
     with pytest.raises(DataError, match="no rows"):
         make(indices=np.array([], int))
+
+
+def test_a_text_that_is_called_npz(tmp_path: Path) -> None:
+    """numpy would advise to unpickle it."""
+    (tmp_path / "f.npz").write_text("hello")
+    with pytest.raises(
+        DataError, match=r"f.npz is no readable npz file \(it is no zip archive\); write it with np.savez"
+    ):
+        load_npz(tmp_path / "f.npz")

@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 import gradcut
-from gradcut.errors import DataError, FeedError
+from gradcut import checkpoint
+from gradcut.errors import DataError, FeedError, NotFiniteError
 from gradcut.runtime import averaging
 from gradcut.runtime.inputs import batch_of
 from gradcut.runtime.plan import Plan
@@ -141,3 +142,86 @@ def test_a_graph_without_a_batch_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", a=np.float32(1), labels=np.float32(1))
     with pytest.raises(DataError, match="no input of the graph has a batch as its first dimension; write a function"):
         train(folder, tmp_path / "f.npz")
+
+
+# --- rows that nobody looks at -------------------------------------------------------------------------------
+
+FIXED = "g (float[8,6] x) => (float[8,3] y) <float[6,3] w = {%s}> { y = MatMul (x, w) }"
+NORM = """g (float[N,6] x) => (float[N,3] y)
+<float[6,3] w = {%s}, float[3] scale = {1,1,1}, float[3] b = {0,0,0}, float[3] m = {0,0,0}, float[3] v = {1,1,1}>
+{ h = MatMul (x, w)  y = BatchNormalization (h, scale, b, m, v) }"""
+
+
+def rows(folder: Path, count: int) -> Path:
+    x = np.random.default_rng(0).normal(size=(count, 6)).astype(np.float32)
+    np.savez(folder / f"{count}.npz", x=x, labels=x[:, :3].argmax(1))
+    return folder / f"{count}.npz"
+
+
+def test_a_fixed_batch_and_what_does_not_fill_it(tmp_path: Path) -> None:
+    folder = compiled(text(FIXED % numbers(18, 0)), tmp_path / "d")
+    trainer = Trainer(folder, Plan(rows(tmp_path, 61)))
+    assert trainer.data.notes == [
+        "the model's batch is fixed at 8: an epoch leaves out 1 row, others each time",
+        "the model's batch is fixed at 8: 4 of 12 held-out rows left out",
+    ]
+    assert len(list(trainer.data.held_out())) == 1 and trainer.data.steps_per_epoch == 6
+
+
+def test_patience_does_not_wait_for_evaluations_that_cannot_be(tmp_path: Path) -> None:
+    """Two held-out rows never fill a fixed batch of eight."""
+    folder, few = compiled(text(FIXED % numbers(18, 0)), tmp_path / "d"), rows(tmp_path, 10)
+    with pytest.raises(DataError, match="--patience needs held-out rows; give --eval-data, or an --eval-split above 0"):
+        train(folder, few, batch_size=None, patience=1)
+    trainer = Trainer(folder, Plan(few, epochs=3))
+    assert "the model's batch is fixed at 8: 2 of 2 held-out rows left out" in trainer.data.notes
+    assert not trainer.data.holds_out and trainer.run(Quiet()).step == 3
+
+
+def test_batch_statistics_are_not_taken_of_one_row(tmp_path: Path) -> None:
+    """Their variance is 0: torch refuses such a batch. Without it the running variance is that of whole batches."""
+    model = text(NORM % numbers(18, 0))
+    gradcut.compile(model, loss="cross_entropy", optimizer=gradcut.SGD(lr=0.0)).save(tmp_path / "d")
+    file = rows(tmp_path, 9)
+    trainer = Trainer(tmp_path / "d", Plan(file, eval_split=0.0, batch_size=8))
+    assert trainer.data.notes == [
+        "batch normalization takes no batch of one row: an epoch leaves out 1 row, others each time"
+    ]
+    first = next(trainer.data.training(0, 0))[0]["x"]
+    assert trainer.run(Quiet()).step == 1
+    w = gradcut.TrainingSession(tmp_path / "d").parameters()["w"]
+    found = checkpoint.load(tmp_path / "d" / "checkpoint.safetensors")[0]["v"]
+    np.testing.assert_allclose(found, 0.9 + 0.1 * (first @ w).var(axis=0, ddof=1), rtol=1e-5)
+
+
+def test_a_share_that_is_no_row_and_one_that_is_all(tmp_path: Path) -> None:
+    folder = compiled(
+        graph("float[N,6] x", f", float[6] mean = {{{','.join('0' * 6)}}}, float scale = {{1}}"), tmp_path / "d"
+    )
+    trainer = Trainer(folder, Plan(rows(tmp_path, 2)))
+    assert trainer.data.notes == ["0.2 of 2 rows is no row: nothing is held out, so nothing is evaluated"]
+    with pytest.raises(
+        DataError, match=r"--eval-split 0.9 holds out all of .*2.npz \(2 rows\) and leaves none to train on"
+    ):
+        Trainer(folder, Plan(rows(tmp_path, 2), eval_split=0.9))
+
+
+def test_nan_in_the_data_is_said(tmp_path: Path) -> None:
+    folder = compiled(text(FIXED.replace("8", "N") % numbers(18, 0)), tmp_path / "d")
+    x = np.zeros((8, 6), np.float32)
+    x[3, 4] = np.nan
+    np.savez(tmp_path / "f.npz", x=x, labels=np.zeros(8, int))
+    with pytest.raises(
+        NotFiniteError, match=r"the loss is nan at step 1 .*The feed 'x' holds nan, first at \[\d, 4\] of"
+    ):
+        train(folder, tmp_path / "f.npz", eval_split=0.0)
+
+
+def test_fewer_epochs_than_are_done_and_metrics_that_are_no_text(tmp_path: Path) -> None:
+    folder, file = compiled(text(FIXED.replace("8", "N") % numbers(18, 0)), tmp_path / "d"), rows(tmp_path, 61)
+    train(folder, file, epochs=3)
+    with pytest.raises(DataError, match="--epochs 2 is of the whole run, and 3 epochs of it are done"):
+        train(folder, file, epochs=2, resume=True)
+    (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    train(folder, file, epochs=4, resume=True)
+    assert [one["epoch"] for one in written(folder)[1]] == [4]

@@ -371,8 +371,8 @@ def values() -> Inputs:
     return Inputs(gradcut.compile(text(LINEAR), loss="mse").manifest)
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int16, np.uint32, ">i4"])
-def test_class_indices_widen(dtype: Any, classes: Inputs, arrays: dict[str, np.ndarray]) -> None:
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int16, np.uint32, np.uint64, ">i4"])
+def test_class_indices_become_int64(dtype: Any, classes: Inputs, arrays: dict[str, np.ndarray]) -> None:
     checked = classes.checked(Rows.of("f", {**arrays, "labels": arrays["labels"].astype(dtype)}))
     assert checked.arrays["labels"].dtype == np.int64
     np.testing.assert_array_equal(checked.arrays["labels"], arrays["labels"])
@@ -399,7 +399,6 @@ def test_whole_labels_of_a_loss_that_takes_floats(values: Inputs, arrays: dict[s
 def test_what_is_not_cast(classes: Inputs, arrays: dict[str, np.ndarray]) -> None:
     for changed, message in [
         ({"labels": arrays["labels"].astype(np.float32)}, "f: .*labels.*float32"),
-        ({"labels": arrays["labels"].astype(np.uint64)}, "f: .*labels.*uint64"),
         ({"x": arrays["x"].astype(np.uint8)}, "f: .*'x'.*uint8"),
         ({"labels": arrays["labels"] + 1}, r"f: .*label 3 at row \d; the model has 3 classes"),
         ({"x": arrays["x"][:, :2]}, r"f: .*'x' has shape \[7, 2\]"),
@@ -408,6 +407,19 @@ def test_what_is_not_cast(classes: Inputs, arrays: dict[str, np.ndarray]) -> Non
             classes.checked(Rows.of("f", {**arrays, **changed}))
     with pytest.raises(DataError, match=r"f: 'x' holds 1e[+]?300 at row 4, which float32"):
         classes.checked(Rows.of("f", {**arrays, "x": np.where(np.arange(7)[:, None] == 4, 1e300, np.eye(7, 3))}))
+
+
+def test_integers_become_those_of_the_graph_where_they_fit() -> None:
+    """numpy's int64 for a graph that takes int32."""
+    port = {"name": "ids", "role": "user", "dtype": "INT32", "shape": ["N", 2]}
+    inputs = Inputs({"graphs": {"training_model": {"inputs": [port]}}, "loss": None})
+    ids = np.array([[1, 2], [-3, 2**31 - 1]])
+    checked = inputs.checked(Rows.of("f", {"ids": ids})).arrays["ids"]
+    assert checked.dtype == np.int32 and np.array_equal(checked, ids)
+    with pytest.raises(
+        DataError, match="f: 'ids' holds 2147483648 at row 1, which int32, what the graph takes, cannot"
+    ):
+        inputs.checked(Rows.of("f", {"ids": np.array([[1, 2], [3, 2**31]])}))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
