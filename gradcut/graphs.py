@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from gradcut.ops import Builder, Names, static_dims
 from gradcut.optimizers import EMA, NORM_EPS, Optimizer, Scalars, UpdatePlan
 from gradcut.optimizers.base import work_dtype
+from gradcut.passes.base import PIPELINE
 
 NEXT = "_next"
 
@@ -225,3 +227,19 @@ def _port(value: ir.Value, roles: Mapping[str, str]) -> dict[str, Any]:
         "dtype": value.dtype.name if value.dtype is not None else None,
         "shape": list(dims) if dims is not None else shape,
     }
+
+
+def sign(model: ir.Model, pipeline: str) -> None:
+    """Who made the graph, and how; passes' own notes go."""
+    for key in [key for key in model.metadata_props if key.startswith("gradcut.")]:
+        del model.metadata_props[key]
+    model.metadata_props[PIPELINE] = pipeline
+    model.producer_name, model.producer_version = "gradcut", own_version()
+
+
+def own_version() -> str:
+    """Of this package."""
+    try:
+        return metadata.version("gradcut")
+    except metadata.PackageNotFoundError:  # a run from the checkout
+        return "0"

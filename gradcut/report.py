@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.compiler import Request, with_loss
+from gradcut.compiler import with_loss
 from gradcut.cost import NOMINAL, Cost, estimate
 from gradcut.errors import GradcutError
 from gradcut.heads import new_parameters
@@ -24,6 +24,7 @@ from gradcut.parameters import KIND, constant_tensor
 from gradcut.passes import Pass, Simplify
 from gradcut.passes.base import FROZEN, LOSS, read_json
 from gradcut.passes.pipeline import collection_held
+from gradcut.request import Request
 from gradcut.source import Source, own
 from gradcut.text import counted, human, join_names
 

@@ -20,6 +20,7 @@ from gradcut.ops import Builder, Names, is_float
 from gradcut.passes.base import LOSS, Pass, register, write_json
 from gradcut.passes.loss_graph import bring_to_one_opset, is_scalar, splice_graph
 from gradcut.passes.propagate import main_values
+from gradcut.softmax import written_softmax
 from gradcut.source import load, own
 from gradcut.text import join_names, nearest
 
@@ -236,15 +237,16 @@ def activation_behind(value: ir.Value, op_types: Iterable[str]) -> ir.Node | Non
 
 
 def _refuse_probabilities(loss: Loss, output: ir.Value) -> None:
-    node = activation_behind(output, ("Softmax", "Sigmoid"))
-    if node is None:
+    node = activation_behind(output, ("Softmax", "Sigmoid", "Div"))
+    scores = None if node is None else written_softmax(node) if node.op_type == "Div" else node.inputs[0]
+    if node is None or scores is None:
         return
-    logits = node.inputs[0].name if node.inputs[0] is not None else ""
-    comes = f"{loss.name} takes {loss.wants}, and {output.name!r} comes from {node.op_type} ({node.name})"
+    kind = "a Softmax written out" if node.op_type == "Div" else node.op_type
+    comes = f"{loss.name} takes {loss.wants}, and {output.name!r} comes from {kind} ({node.name})"
     if loss.wants == "logits":
-        raise LossError(f"{comes}; take what goes into it: --loss {loss.name}:output={logits}")
-    instead = "cross_entropy" if node.op_type == "Softmax" else "bce_with_logits"
-    raise LossError(f"{comes}; export the model with LogSoftmax, or take --loss {instead}:output={logits}")
+        raise LossError(f"{comes}; take what goes into it: --loss {loss.name}:output={scores.name}")
+    instead = "bce_with_logits" if node.op_type == "Sigmoid" else "cross_entropy"
+    raise LossError(f"{comes}; export the model with LogSoftmax, or take --loss {instead}:output={scores.name}")
 
 
 def _finish(model: ir.Model, loss: ir.Value, wiring: dict[str, Any], inputs: list[ir.Value]) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from gradcut.compiler import Request
 from gradcut.cost import NOMINAL, by_adjoint
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import AdamW
 from gradcut.passes import Pipeline, Simplify
 from gradcut.passes.differentiate import ADJOINT
+from gradcut.request import Request
 from models import zoo
 
 B = NOMINAL

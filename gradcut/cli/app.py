@@ -78,9 +78,9 @@ def _say(message: str, code: int) -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        from gradcut.graphs import own_version
 
-        typer.echo(f"gradcut {metadata.version('gradcut')}")
+        typer.echo(f"gradcut {own_version()}")
         raise typer.Exit
 
 

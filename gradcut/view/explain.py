@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from gradcut.activity import NO_PATH
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.compiler import blocked_by
+from gradcut.blocked import blocked_by
 from gradcut.errors import SpecError
 from gradcut.ops import is_float
 from gradcut.passes.propagate import main_values

@@ -1,0 +1,203 @@
+"""From a model with its loss attached to graphs and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut import ort_graphs
+from gradcut.activity import Activity
+from gradcut.blocked import blocked_by
+from gradcut.cost import Cost, estimate
+from gradcut.errors import LossError, NothingTrainsError, SpecError
+from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, sign, step_graph
+from gradcut.ops import Builder, Names
+from gradcut.optimizers import UpdatePlan
+from gradcut.parameters import Decision, is_bias_or_norm
+from gradcut.passes import Emit, Lower, Pass, Pipeline, Simplify, Specialize, StopGradient
+from gradcut.passes.base import ACTIVITY, DECISIONS, FROZEN, GRADIENTS, LOSS, read_json
+from gradcut.passes.importer import inline, name_nodes
+from gradcut.passes.pipeline import Watch
+from gradcut.passes.propagate import main_values
+from gradcut.passes.random import DRAWS
+from gradcut.passes.specialize import MODES, STATE
+from gradcut.passes.stop_gradient import insert_marks
+from gradcut.request import Request
+from gradcut.spec import match_values
+from gradcut.text import join_names
+
+
+class Compilation:
+    """From a model with its loss attached to artifacts."""
+
+    def __init__(
+        self,
+        request: Request,
+        given: ir.Model,
+        work: ir.Model,
+        head: Pipeline,
+        verify_each: bool,
+        watch: Watch | None,
+    ) -> None:
+        self.request, self.given, self.work = request, given, work
+        self.loss = read_json(work, LOSS)
+        if request.target == ort_graphs.TARGET:
+            ort_graphs.require(work, request.update, self.loss is not None)
+        self.pipeline = Pipeline((*head.passes, *request.tail(self.loss is not None).passes))
+        self.forward = work.clone()
+        self.values = main_values(self.forward.graph)
+        self.decisions = self._chosen_from(work.meta[DECISIONS])
+        self.user_inputs = [value.name for value in given.graph.inputs if value.name not in given.graph.initializers]
+        tail = Pipeline(self.pipeline.passes[len(head.passes) :])
+        self.cost: Cost | None = None
+        tail.run(work, verify_each=verify_each, watch=self._watched(watch))
+        self.activity: Activity = work.meta[ACTIVITY]
+        self.gradients = read_json(work, GRADIENTS)
+        self.state = read_json(work, STATE) or {}
+        self.draws = read_json(work, DRAWS) or {}
+        self.modes = read_json(work, MODES) or {}
+        self._check_reached()
+        self.plan, self.groups, self.spared = self._resolved()
+
+    def _resolved(self) -> tuple[UpdatePlan, dict[str, list[int]], list[str]]:
+        known = self.values
+        return self.request.update.resolve(
+            self.forward.graph, list(self.gradients["wrt"]), lambda name: is_bias_or_norm(known[name])
+        )
+
+    def _chosen_from(self, decisions: dict[str, Decision]) -> dict[str, Decision]:
+        """As when the trainables were chosen: what `fold` makes a Constant, or a loss brings, is no parameter."""
+        return {name: replace(one, value=self.values.get(name, one.value)) for name, one in decisions.items()}
+
+    def _watched(self, watch: Watch | None) -> Watch:
+        """Costs are estimated on the simplified graph, before lowering."""
+
+        def see(one: Pass, model: ir.Model, seconds: float) -> None:
+            if isinstance(one, Simplify):
+                self.cost = estimate(model.graph)
+            if watch is not None:
+                watch(one, model, seconds)
+
+        return see
+
+    def _check_reached(self) -> None:
+        lost = self.overlooked()
+        if lost and self.request.strict:
+            raise SpecError(
+                f"strict: {join_names(lost, 4)} stand where weights do, but the file does not name them parameters; "
+                "export it with optimize=False, or name in --train what is to train"
+            )
+        unreached = self.gradients["unreached"]
+        if unreached and (self.request.strict or not self.gradients["wrt"]):
+            why = "; ".join(f"{name}: {self.blocked[name]}" for name in unreached[:8])
+            what = (
+                "no trainable reaches the loss"
+                if not self.gradients["wrt"]
+                else "strict: some trainables do not reach the loss"
+            )
+            raise NothingTrainsError(f"{what} ({why})")
+
+    # --- graphs ----------------------------------------------------------------------------------------------
+
+    def graphs(self) -> tuple[list[Trained], StepNames, dict[str, ir.Model]]:
+        """What trains, the names of the scalars of a step, and the graphs by name."""
+        request, work = self.request, self.work
+        names = Names.of(work)
+        scalars = StepNames(
+            learning_rate=names.fresh("learning_rate"),
+            step=self.draws.get("step") or names.fresh("step"),
+            step_next=names.fresh("step_next"),
+            seed=self.draws.get("seed"),
+            gradient_norm=names.fresh("gradient_norm") if self.plan.clip_norm is not None else None,
+        )
+        if request.target == ort_graphs.TARGET:
+            trained, graphs = ort_graphs.build(work, request.optimizer, self.gradients["wrt"], self.state)
+        else:
+            trained = name_trained(work, self.gradients["wrt"], self.plan, names)
+            graphs = {
+                "training_model": work,
+                "optimizer_model": optimizer_graph(self.plan, trained, scalars, work.opset_imports[""]),
+                "step_model": step_graph(work, self.plan, trained, scalars, self.state),
+            }
+        graphs["eval_model"] = self._evaluation([one.name for one in trained])
+        for graph in graphs.values():
+            sign(graph, str(self.pipeline))
+        return trained, scalars, graphs
+
+    def _evaluation(self, trained: Sequence[str]) -> ir.Model:
+        passes = (
+            Specialize(batch_norm="eval", dropout="eval", draws=False),
+            Lower(target=self.request.target),
+            Emit(inputs=(*trained, *self.state)),
+        )
+        model = Pipeline(passes).run(self.forward.clone())
+        b = Builder(Names.of(model))
+        for position, value in enumerate(model.graph.outputs):
+            if value.producer() is None:  # an input or a weight, copied under the name it has in the training graph
+                copy = b.op("Identity", value, dtype=value.dtype, shape=value.shape)
+                copy.name = self.gradients["of"][value.name]
+                model.graph.outputs[position] = copy
+        model.graph.extend(b.nodes)
+        return model
+
+    def marked(self, trained: Sequence[str]) -> ir.Model:
+        """The model as it was given, with the marks and freezes that were asked for.
+
+        Its functions are inlined where what trains, or a mark, is inside one.
+        """
+        given, places = self.given, self.request.stop_at
+        known = main_values(given.graph)
+        if not (known.keys() >= set(trained) and all(_matches(pattern, given.graph) for pattern in places)):
+            inline(given)
+        unnamed = {node: node.name for node in given.graph.all_nodes()}
+        name_nodes(given)  # as the import named them, so that ``value->node`` finds them here too
+        found = [pattern for pattern in places if _matches(pattern, given.graph)]
+        insert_marks(given, match_values(found, given.graph), "stop-at")
+        for node, name in unnamed.items():
+            node.name = name
+        StopGradient()(given)
+        given.metadata_props[FROZEN] = self.forward.metadata_props.get(FROZEN, "[]")
+        return given
+
+    def tensors(self, trained: Sequence[Trained]) -> dict[str, np.ndarray]:
+        """What the checkpoint starts with: every trained parameter, its slots, the state that moves."""
+        tensors: dict[str, np.ndarray] = {}
+        for one in trained:
+            tensors[one.name] = _array(self.values[one.name])
+            for slot, name in one.slots.items():
+                tensors[name] = self.plan.initial(one.name, slot, tensors[one.name], one.slot_dtype.numpy())
+        for name in self.state:
+            tensors[name] = _array(self.values[name])
+        return tensors
+
+    def overlooked(self) -> list[str]:
+        """Weights that nobody named, where every parameter was to train."""
+        if self.request.train:
+            return []
+        return [name for name, decision in self.decisions.items() if decision.overlooked]
+
+    @property
+    def blocked(self) -> dict[str, str]:
+        """For each trainable that the loss does not reach: what cut it off."""
+        of = [self.loss["loss"]] if self.loss else list(self.gradients["seeds"])
+        return blocked_by(self.forward, of, self.gradients["unreached"])
+
+
+def _matches(pattern: str, graph: ir.Graph) -> bool:
+    """False for what only the import has made, such as the inside of a function."""
+    try:
+        return bool(match_values([pattern], graph))
+    except SpecError:
+        return False
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    tensor = value.const_value
+    if tensor is None:
+        tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        raise LossError(f"{value.name!r} has no value to start training from")
+    return np.array(tensor.numpy(), copy=True)

@@ -1,0 +1,165 @@
+"""The manifest: everything that a host needs to know of what was compiled, as JSON."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import onnx_ir as ir
+
+from gradcut import ort_graphs
+from gradcut.artifacts import SCHEMA, VERSION
+from gradcut.compilation import Compilation
+from gradcut.graphs import StepNames, Trained, own_version, signature
+from gradcut.passes.base import FROZEN, TRAINABLE, read_json
+from gradcut.passes.propagate import main_values
+from gradcut.shared import merged, twins
+from gradcut.text import join_names
+
+#: The lowest onnxruntime that takes what is emitted, by opset.
+RUNTIMES = {21: "1.20", 22: "1.20", 23: "1.22", 24: "1.23", 25: "1.25", 26: "1.26"}
+
+
+def manifest(
+    c: Compilation, graphs: Mapping[str, ir.Model], trained: Sequence[Trained], scalars: StepNames
+) -> dict[str, Any]:
+    request = c.request
+    opset = c.work.opset_imports[""]
+    roles = _roles(c, trained, scalars)
+    on_ort = request.target == ort_graphs.TARGET
+    own = {name: ort_graphs.roles(name, trained, c.state) if on_ort else {} for name in graphs}
+    signatures = {name: signature(graph, roles | own[name]) for name, graph in graphs.items()}
+    ports = {port["name"] for one in signatures.values() for port in (*one["inputs"], *one["outputs"])}
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "producer": _versions(),
+        "target": request.target,
+        "opset": opset,
+        "runtime": ort_graphs.RUNTIME if on_ort else {"onnxruntime": f">={RUNTIMES.get(opset, '1.26')}"},
+        "pipeline": str(c.pipeline),
+        "loss": c.loss,
+        "optimizer": _described(c),
+        "seed": request.seed,
+        "names": {key: name if name in ports else None for key, name in asdict(scalars).items()},
+        "graphs": signatures,
+        "trainable": [_trainable(c, one) for one in trained],
+        "state": c.state,
+        "renamed": {now: name for name, now in c.gradients["of"].items() if now != name},
+        "parameters": _parameters(c, {one.name for one in trained}),
+        "batch_norm": c.modes,
+        "unreached": {name: c.blocked[name] for name in c.gradients["unreached"]},
+        "warnings": list(_warnings(c)),
+        "cut": [edge._asdict() for edge in c.activity.cut],
+        "cost": c.cost.as_dict() if c.cost is not None else {},
+    }
+
+
+def _described(c: Compilation) -> dict[str, Any]:
+    """How parameters are updated; the optimizer of each, with its options, is at the trainables."""
+    update = c.request.update
+    return {
+        "spec": update.optimizer.spec(),
+        "name": update.optimizer.name,
+        "lr": update.optimizer.lr,
+        "groups": [{"pattern": group.pattern, "options": dict(group.options)} for group in update.groups],
+        "no_decay": c.spared,
+        "clip_norm": update.clip_norm,
+        "clip_value": update.clip_value,
+        "ema": update.ema,
+    }
+
+
+def _trainable(c: Compilation, one: Trained) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "gradient": one.gradient,
+        "slots": dict(one.slots),
+        "next": dict(one.next),
+        "optimizer": c.plan.of(one.name).spec(),
+        "groups": c.groups[one.name],
+    }
+
+
+def _warnings(c: Compilation) -> Iterator[str]:
+    """What was asked for and cannot be, a sentence each."""
+    lost = c.overlooked()
+    if lost:
+        yield (
+            f"{join_names(lost, 3)} {'stands' if len(lost) == 1 else 'stand'} where weights do, but the file does "
+            "not name them parameters, as torch's exporter leaves it with optimize=True: they stay as they are, "
+            "unless --train names them exactly; export with optimize=False to keep every parameter"
+        )
+    yield from _merged(c)
+    yield from _twins(c)
+    if c.request.dropout == "train" and not any(n.op_type == "Dropout" for n in c.forward.graph.all_nodes()):
+        yield "dropout=train, but the file holds no Dropout: the exporter has removed it"
+    if c.request.batch_norm == "train" and not c.modes:
+        yield "batch_norm=train, but the file holds no BatchNormalization"
+
+
+def _merged(c: Compilation) -> Iterator[str]:
+    """Weights of fresh modules, of which the exporter made one."""
+    found = merged(c.given.graph, dict.fromkeys(c.gradients["wrt"]))
+    if found:
+        listed = join_names((f"{name} in {count} modules" for name, count in found.items()), 3)
+        yield (
+            f"weights of equal content seem merged by the exporter's optimizer, and train as one ({listed}): "
+            "export with torch.onnx.export(..., dynamo=True, optimize=False) to train each of them"
+        )
+
+
+def _twins(c: Compilation) -> Iterator[str]:
+    """A tied weight that was written twice."""
+    trained = {*c.gradients["wrt"]}
+    found = [pair for pair in twins(c.decisions.values()) if trained & {*pair}]
+    if found:
+        listed = join_names((" and ".join(pair) for pair in found), 3)
+        yield (
+            f"the file holds a weight twice, as exporters write a tied one ({listed}): trained, the two no longer "
+            "agree; export with torch.onnx.export(..., dynamo=True, optimize=False), or freeze them"
+        )
+
+
+def _roles(c: Compilation, trained: Sequence[Trained], scalars: StepNames) -> dict[str, str]:
+    roles = {name: "user" for name in c.user_inputs if name}
+    loss = c.loss or {"inputs": [], "loss": None}
+    roles |= dict.fromkeys(loss["inputs"], "label")
+    roles |= dict.fromkeys(c.gradients["seeds"].values(), "cotangent")
+    roles |= dict.fromkeys(c.gradients["of"].values(), "output")
+    roles |= {one.name: "parameter" for one in trained}
+    roles |= {one.gradient: "gradient" for one in trained}
+    roles |= {slot: "slot" for one in trained for slot in one.slots.values()}
+    roles |= {name: "next" for one in trained for name in one.next.values()}
+    roles |= dict.fromkeys(c.state, "state") | dict.fromkeys(c.state.values(), "next")
+    roles |= {scalars.learning_rate: "learning_rate", scalars.step: "step", scalars.step_next: "next"}
+    if scalars.gradient_norm is not None:
+        roles[scalars.gradient_norm] = "gradient_norm"
+    if scalars.seed is not None:
+        roles[scalars.seed] = "seed"
+    if loss["loss"] is not None:
+        roles[loss["loss"]] = "loss"
+    return roles
+
+
+def _parameters(c: Compilation, trained: set[str]) -> list[dict[str, Any]]:
+    frozen = set(read_json(c.forward, FROZEN) or ())
+    wanted = set(read_json(c.forward, TRAINABLE) or ())
+    listed, given = [], main_values(c.given.graph)
+    for name, decision in c.decisions.items():
+        hidden = name not in given  # inside a function of the model's, which stays one where nothing in it trains
+        if hidden or (decision.kind != "parameter" and name not in wanted):
+            continue
+        status = "trained" if name in trained else "frozen" if name in frozen else "not-trained"
+        if name in c.gradients["unreached"]:
+            status = "unreached"
+        listed.append({"name": name, "shape": list(decision.shape), "status": status, "reason": decision.reason})
+    return listed
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("onnx", "onnx_ir", "numpy")}
+    return {"gradcut": own_version(), "python": platform.python_version(), **packages}

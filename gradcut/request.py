@@ -1,0 +1,85 @@
+"""One compilation as it was asked for, in one form, and the pipelines that it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradcut.errors import SpecError
+from gradcut.optimizers import AdamW, Group, Optimizer, UpdateRequest, parse_optimizer
+from gradcut.passes import (
+    AttachLoss,
+    Differentiate,
+    Emit,
+    Fold,
+    Import,
+    Lower,
+    Pass,
+    Pipeline,
+    Propagate,
+    Simplify,
+    Specialize,
+    StopGradient,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One compilation, with everything said in one form."""
+
+    loss: str
+    train: tuple[str, ...]
+    freeze: tuple[str, ...]
+    stop_at: tuple[str, ...]
+    optimizer: Optimizer
+    target: str
+    strict: bool
+    batch_norm: str
+    dropout: str
+    seed: int
+    groups: tuple[Group, ...] = ()
+    no_decay: bool = False
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.update  # what cannot be is said before anything is done
+
+    @property
+    def update(self) -> UpdateRequest:
+        """What is asked of the optimizer."""
+        return UpdateRequest(self.optimizer, self.groups, self.no_decay, self.clip_norm, self.clip_value, self.ema)
+
+    def head(self) -> Pipeline:
+        """Up to the loss; what comes after depends on whether there is one."""
+        choose = StopGradient(at=self.stop_at, train=self.train, freeze=self.freeze, choose=True)
+        return Pipeline((Import(), choose, Fold(), AttachLoss(spec=self.loss)))
+
+    def tail(self, has_loss: bool) -> Pipeline:
+        return Pipeline((*self.backward(has_loss), Lower(target=self.target), Emit()))
+
+    def backward(self, has_loss: bool) -> tuple[Pass, ...]:
+        return (
+            Propagate(),
+            Specialize(batch_norm=self.batch_norm, dropout=self.dropout),
+            Differentiate(seed="one" if has_loss else "input", keep=True, unreached="drop"),
+            Simplify(),
+        )
+
+
+def as_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**63:
+        raise SpecError(f"seed is an integer of 64 bits, not {seed!r}")
+    return int(seed)
+
+
+def as_optimizer(optimizer: Optimizer | str | None) -> Optimizer:
+    if isinstance(optimizer, str):
+        return parse_optimizer(optimizer)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise SpecError(
+            f"an optimizer is gradcut.SGD(...), gradcut.AdamW(...) or text such as 'adamw:lr=1e-3', not {optimizer!r}"
+        )
+    return optimizer if optimizer is not None else AdamW()
