@@ -99,6 +99,7 @@ class Summary:
         if modes:
             yield "batch norm", _modes(modes)
         yield from _updates(self.manifest)
+        yield "data", ", ".join(_inputs(self.manifest))
         if self.manifest["loss"] is None:
             yield "loss", NO_LOSS
 
@@ -215,6 +216,15 @@ def _modes(modes: Iterable[str]) -> str:
     train, still = counted.count("train"), counted.count("eval")
     parts = [f"{train} train and move their statistics"] if train else []
     return ", ".join(parts + ([f"{still} in inference mode"] if still else []))
+
+
+def _inputs(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What a batch must have: each input with its dtype and shape."""
+    for port in manifest["graphs"]["training_model"]["inputs"]:
+        if port["role"] in ("user", "label", "cotangent"):
+            shape = "[?]" if port["shape"] is None else f"[{', '.join(str(size or '?') for size in port['shape'])}]"
+            dtype = {"FLOAT": "float32", "DOUBLE": "float64"}.get(port["dtype"], str(port["dtype"]).lower())
+            yield f"{port['name']} {dtype}{shape}"
 
 
 def _has_symbols(manifest: Mapping[str, Any]) -> bool:

@@ -45,7 +45,6 @@ class Data:
         self._held, held = self._hold_out()
         self._held_rows = held[: len(held) - len(held) % self._inputs.fixed] if self._inputs.fixed else held
         self._batches = self._make_batches()
-        self._moves_statistics = bool(manifest["state"])
         self._note_left_out(len(held))
         self.per_epoch = self._count()
 
@@ -152,22 +151,18 @@ class Data:
         return there if limit is None else min(there, limit)
 
     def _left_out(self) -> int:
-        """Rows of a last batch that is not trained on: too short for the graph, or a single one for its statistics.
-
-        The variance of one row is 0, and torch refuses to normalise by it.
-        """
+        """Rows of a last batch that is too short for the graph."""
         assert self._batches is not None
         last = self._batches.last
-        short = self._inputs.fixed is not None and last < self._inputs.fixed
-        alone = self._moves_statistics and last == 1 < self.position.batch_size and len(self._batches) > 1
-        return last if short or alone else 0
+        return last if self._inputs.fixed is not None and last < self._inputs.fixed else 0
 
     def _note_left_out(self, held: int) -> None:
         """Say which rows nobody will look at."""
         fixed, left = self._inputs.fixed, held - len(self._held_rows)
         if self._batches is not None and (rows := self._left_out()):
-            why = f"the model's batch is fixed at {fixed}" if fixed else "batch normalization takes no batch of one row"
-            self.notes.append(f"{why}: an epoch leaves out {counted(rows, 'row')}, others each time")
+            self.notes.append(
+                f"the model's batch is fixed at {fixed}: an epoch leaves out {counted(rows, 'row')}, others each time"
+            )
         if left:
             self.notes.append(
                 f"the model's batch is fixed at {fixed}: {left} of {counted(held, 'held-out row')} left out"

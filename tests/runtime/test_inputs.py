@@ -20,6 +20,7 @@ from gradcut.runtime.train import Trainer
 from tests.exported import text
 from tests.runtime.test_sources import write
 from tests.runtime.test_train import Quiet, numbers, train, written
+from tests.test_cli import good
 
 GRAPH = """g (%s) => (float[N,3] y) <float[6,3] w = {%s}%s> {
  shifted = Sub (x, mean) scaled = Mul (shifted, scale) y = MatMul (scaled, w) }"""
@@ -178,17 +179,13 @@ def test_patience_does_not_wait_for_evaluations_that_cannot_be(tmp_path: Path) -
     assert not trainer.data.holds_out and trainer.run(Quiet()).step == 3
 
 
-def test_batch_statistics_are_not_taken_of_one_row(tmp_path: Path) -> None:
-    """Their variance is 0: torch refuses such a batch. Without it the running variance is that of whole batches."""
+def test_a_last_batch_of_one_row_moves_no_batch_statistics(tmp_path: Path) -> None:
+    """Its variance is 0, and torch refuses it; the others' alone is what the running variance is of."""
     model = text(NORM % numbers(18, 0))
     gradcut.compile(model, loss="cross_entropy", optimizer=gradcut.SGD(lr=0.0)).save(tmp_path / "d")
-    file = rows(tmp_path, 9)
-    trainer = Trainer(tmp_path / "d", Plan(file, eval_split=0.0, batch_size=8))
-    assert trainer.data.notes == [
-        "batch normalization takes no batch of one row: an epoch leaves out 1 row, others each time"
-    ]
+    trainer = Trainer(tmp_path / "d", Plan(rows(tmp_path, 9), eval_split=0.0, batch_size=8))
     first = next(trainer.data.training(0, 0))[0]["x"]
-    assert trainer.run(Quiet()).step == 1
+    assert trainer.run(Quiet()).step == 2
     w = gradcut.TrainingSession(tmp_path / "d").parameters()["w"]
     found = checkpoint.load(tmp_path / "d" / "checkpoint.safetensors")[0]["v"]
     np.testing.assert_allclose(found, 0.9 + 0.1 * (first @ w).var(axis=0, ddof=1), rtol=1e-5)
@@ -225,3 +222,14 @@ def test_fewer_epochs_than_are_done_and_metrics_that_are_no_text(tmp_path: Path)
     (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     train(folder, file, epochs=4, resume=True)
     assert [one["epoch"] for one in written(folder)[1]] == [4]
+
+
+def test_compiling_says_what_the_data_must_have(tmp_path: Path) -> None:
+    head = "g (float[N,6] x, float s) => (float[N,3] y, float[N,6] z)"
+    onnx.save(
+        text(f"{head} <float[6,3] w = {{{numbers(18, 0)}}}> {{ z = Mul (x, s)  y = MatMul (z, w) }}"),
+        tmp_path / "m.onnx",
+    )
+    losses = ["--loss", "cross_entropy:output=y", "--loss", "mse:output=z"]
+    said = good("compile", tmp_path / "m.onnx", *losses, "-o", tmp_path / "d")
+    assert said.line("data") == "x float32[N, 6], s float32[], labels int64[N], labels_2 float32[N, 6]"
