@@ -138,6 +138,8 @@ def _reversed_cost(i: _Input) -> float:
         return cost.NEVER
     columns = i.batch * i.rows * i.window.taps * i.window.places
     operations = 2 * columns * i.columns
+    if i.window.taps == 1:
+        columns = 0  # the image is its columns
     if i.columns == i.rows // i.group == 1:
         convolve = cost.depthwise_convolution(columns, i.batch * i.rows)
     elif i.constant and i.group == 1 and i.columns >= _BLOCK:
