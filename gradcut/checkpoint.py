@@ -86,6 +86,25 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What one file holds: where a run that goes on has replaced it meanwhile, it is read again."""
+    while True:
+        before = _identity(path)
+        try:
+            found = _read_once(path)
+        except (OSError, SafetensorError, ValueError):
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return found
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    status = os.stat(path)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read_once(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
     with safe_open(os.fspath(path), framework="np") as file:
         metadata, names = file.metadata() or {}, sorted(file.keys())
     if KEY not in metadata:

@@ -155,3 +155,23 @@ def test_a_file_size_limit_leaves_the_old_file(path: Path) -> None:
     assert "could not be written" in done.stdout
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large ones are read in parts, and a run that goes on writes a new file in between."""
+    path, some, parts = tmp_path / "c.safetensors", checkpoint._some, []
+    of = lambda step: {name: np.full(3, step, np.float32) for name in "abc"}
+    checkpoint.save(path, of(1), {"step": 1})
+    monkeypatch.setattr(checkpoint, "_MAPPED_BYTES", 1)
+
+    def interrupted(*arguments: Any) -> dict[str, np.ndarray]:
+        parts.append(some(*arguments))
+        if len(parts) == 2:
+            checkpoint.save(path, of(2), {"step": 2})
+        return parts[-1]
+
+    monkeypatch.setattr(checkpoint, "_some", interrupted)
+    tensors, record = checkpoint.load(path)
+    assert record["step"] == 2 and all((tensors[name] == 2).all() for name in "abc")
