@@ -114,7 +114,7 @@ class Compilation:
             gradient_norm=names.fresh("gradient_norm") if self.plan.clip_norm is not None else None,
         )
         if request.target == ort_graphs.TARGET:
-            trained, graphs = ort_graphs.build(work, request.optimizer, self.gradients["wrt"], self.state)
+            trained, graphs = ort_graphs.build(work, request.update.optimizer, self.gradients["wrt"], self.state)
         else:
             trained = name_trained(work, self.gradients["wrt"], self.plan, names)
             graphs = {

@@ -13,7 +13,7 @@ from gradcut.compilation import Compilation
 from gradcut.errors import GradcutWarning
 from gradcut.losses import Objective, as_text
 from gradcut.manifest import manifest
-from gradcut.optimizers import Groups, Optimizer, as_groups
+from gradcut.optimizers import Groups, Optimizer, UpdateRequest, as_groups
 from gradcut.passes import Pipeline
 from gradcut.passes.loss import attach_graph
 from gradcut.passes.pipeline import Watch, collection_held
@@ -77,17 +77,12 @@ def compile(
         train=as_patterns(train),
         freeze=as_patterns(freeze),
         stop_at=as_patterns(stop_at),
-        optimizer=as_optimizer(optimizer),
+        update=UpdateRequest(as_optimizer(optimizer), as_groups(groups), no_decay, clip_norm, clip_value, ema),
         target=target,
         strict=strict,
         batch_norm=batch_norm,
         dropout=dropout,
         seed=as_seed(seed),
-        groups=as_groups(groups),
-        no_decay=no_decay,
-        clip_norm=clip_norm,
-        clip_value=clip_value,
-        ema=ema,
     )
     given = own(model)
     with collection_held():
@@ -119,5 +114,5 @@ def _artifacts(compilation: Compilation) -> TrainingArtifacts:
         {"model": compilation.marked([one.name for one in trained]), **graphs},
         tensors=compilation.tensors(trained),
         manifest=manifest(compilation, graphs, trained, scalars),
-        start={"step": 0, "seed": request.seed, "optimizer": request.optimizer.spec(), "extra": {}},
+        start={"step": 0, "seed": request.seed, "optimizer": request.update.optimizer.spec(), "extra": {}},
     )

@@ -19,7 +19,7 @@ from gradcut.errors import GradcutError
 from gradcut.heads import new_parameters
 from gradcut.losses import Objective, as_text
 from gradcut.ops import is_float
-from gradcut.optimizers import AdamW
+from gradcut.optimizers import AdamW, UpdateRequest
 from gradcut.parameters import KIND, constant_tensor
 from gradcut.passes import Pass, Simplify
 from gradcut.passes.base import FROZEN, LOSS, read_json
@@ -49,7 +49,7 @@ def full_cost(
     Raises:
         GradcutError: full training is refused, such as for an operator without a gradient.
     """
-    request = Request(as_text(loss) or "", (), (), (), AdamW(), target, False, batch_norm, dropout, 0)
+    request = Request(as_text(loss) or "", (), (), (), UpdateRequest(AdamW()), target, False, batch_norm, dropout, 0)
     given = own(model)
     given.metadata_props.pop(FROZEN, None)
     costs: list[Cost] = []

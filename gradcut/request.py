@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradcut.errors import SpecError
-from gradcut.optimizers import AdamW, Group, Optimizer, UpdateRequest, parse_optimizer
+from gradcut.optimizers import AdamW, Optimizer, UpdateRequest, parse_optimizer
 from gradcut.passes import (
     AttachLoss,
     Differentiate,
@@ -32,25 +32,12 @@ class Request:
     train: tuple[str, ...]
     freeze: tuple[str, ...]
     stop_at: tuple[str, ...]
-    optimizer: Optimizer
+    update: UpdateRequest
     target: str
     strict: bool
     batch_norm: str
     dropout: str
     seed: int
-    groups: tuple[Group, ...] = ()
-    no_decay: bool = False
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    ema: float | None = None
-
-    def __post_init__(self) -> None:
-        _ = self.update  # what cannot be is said before anything is done
-
-    @property
-    def update(self) -> UpdateRequest:
-        """What is asked of the optimizer."""
-        return UpdateRequest(self.optimizer, self.groups, self.no_decay, self.clip_norm, self.clip_value, self.ema)
 
     def head(self) -> Pipeline:
         """Up to the loss; what comes after depends on whether there is one."""

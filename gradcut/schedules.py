@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gradcut.errors import SpecError
-from gradcut.text import format_spec, join_names, nearest, parse_spec
+from gradcut.text import format_spec, parse_spec, unknown
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,10 @@ def parse_schedule(text: str) -> Schedule:
     """
     name, options = parse_spec(text)
     if name not in SCHEDULES:
-        raise SpecError(_unknown("schedule", name, list(SCHEDULES)))
+        raise SpecError(unknown("schedule", name, SCHEDULES))
     kind = SCHEDULES[name]
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:
         if option not in known:
-            raise SpecError(_unknown(f"option of the schedule {name}", option, known))
+            raise SpecError(unknown(f"option of the schedule {name}", option, known))
     return kind(**options)  # type: ignore[arg-type]
-
-
-def _unknown(what: str, name: str, known: list[str]) -> str:
-    close = nearest(name, known, 1)
-    hint = f" Nearest: {close[0]}." if close else ""
-    return f"{name!r} is no {what}.{hint} There are {join_names(known)}."

@@ -70,6 +70,14 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
 
 
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """``'adamv' is no optimizer. Nearest: adamw. There are sgd, adamw.``"""
+    names = list(known)
+    close = nearest(str(name), names, 1)
+    hint = f" Nearest: {close[0]}." if close else ""
+    return f"{name!r} is no {what}.{hint} There are {join_names(names)}."
+
+
 def join_names(names: Iterable[str], limit: int = 8) -> str:
     """``"a, b, c and 4 more"``."""
     listed = list(names)

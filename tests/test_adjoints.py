@@ -16,7 +16,7 @@ import pytest
 
 from gradcut.cost import NOMINAL, by_adjoint
 from gradcut.ops import Builder, Names
-from gradcut.optimizers import AdamW
+from gradcut.optimizers import AdamW, UpdateRequest
 from gradcut.passes import Pipeline, Simplify
 from gradcut.passes.differentiate import ADJOINT
 from gradcut.request import Request
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def differentiated(path: Path, train=(), freeze=(), stop_at=()) -> ir.Model:
     """The differentiated, simplified graph, before lowering."""
-    request = Request("cross_entropy", train, freeze, stop_at, AdamW(), "onnx", False, "auto", "auto", 0)
+    request = Request("cross_entropy", train, freeze, stop_at, UpdateRequest(AdamW()), "onnx", False, "auto", "auto", 0)
     model = ir.load(path)
     request.head().run(model)
     return Pipeline(request.backward(True)).run(model)

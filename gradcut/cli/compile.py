@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gradcut.cli.console import PassWatch, PrintAfter, TimePasses, VerifyEach, rows, warn
-
-if TYPE_CHECKING:
-    pass
 
 
 def command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from gradcut.errors import SpecError
@@ -12,7 +12,7 @@ from gradcut.optimizers.adaptive import Adagrad, RMSprop
 from gradcut.optimizers.base import Optimizer, flatten, like_default, numbered
 from gradcut.optimizers.layerwise import LAMB, LARS
 from gradcut.optimizers.sgd import SGD
-from gradcut.text import join_names, nearest, parse_spec
+from gradcut.text import parse_spec, unknown
 
 Kind = TypeVar("Kind", bound=Optimizer)
 
@@ -26,7 +26,7 @@ def parse_optimizer(text: str) -> Optimizer:
     """
     name, options = parse_spec(text)
     if name not in OPTIMIZERS:
-        raise SpecError(_unknown("optimizer", name, OPTIMIZERS))
+        raise SpecError(unknown("optimizer", name, OPTIMIZERS))
     return with_options(OPTIMIZERS[name](), options)
 
 
@@ -42,7 +42,7 @@ def with_options(optimizer: Kind, options: Mapping[str, object]) -> Kind:
         if key in plural and isinstance(value, (tuple, list)):
             flat |= numbered(key, like_default(f"{optimizer.name}: {key}", value, plural[key]))  # type: ignore[arg-type]
         elif key not in flat:
-            raise SpecError(_unknown(f"option of {optimizer.name}", key, flat))
+            raise SpecError(unknown(f"option of {optimizer.name}", key, flat))
         else:
             flat[key] = value
     return type(optimizer)(**{field.name: _unflatten(field, flat) for field in dataclasses.fields(optimizer)})
@@ -52,9 +52,3 @@ def _unflatten(field: dataclasses.Field[object], flat: Mapping[str, object]) -> 
     if isinstance(field.default, tuple):
         return tuple(flat[key] for key in numbered(field.name, field.default))
     return flat[field.name]
-
-
-def _unknown(what: str, name: object, known: Iterable[str]) -> str:
-    close = nearest(str(name), known, 1)
-    hint = f" Nearest: {close[0]}." if close else ""
-    return f"{name!r} is no {what}.{hint} There are {join_names(known)}."
