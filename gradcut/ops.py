@@ -191,6 +191,28 @@ class Builder:
             raise TypeError("an operator of numbers alone has no dtype")
         return self.scalar_like(value, like)
 
+    # --- graphs inside a node ---------------------------------------------------------------------------------
+
+    def body(self, like: Iterable[ir.Value], build: Callable[..., Sequence[ir.Value]], name: str = "body") -> ir.Graph:
+        """A graph for an attribute of If, Loop or Scan.
+
+        Args:
+            like: the graph's inputs: their names, types and shapes are taken, the values are new.
+            build: called with a builder and the inputs; arithmetic works in it, and it may read values from outside.
+                It returns the graph's outputs.
+        """
+        inner = Builder(self.names, prefix=self.prefix)
+        inner.tag = dict(self.tag)
+        inputs = [ir.Value(name=self.names.fresh(v.name or "x"), type=v.type, shape=v.shape) for v in like]
+        with inner.arithmetic():
+            results = build(inner, *inputs)
+        own, outputs = set(inner.nodes), dict[ir.Value, None]()
+        for value in results:
+            if value.producer() not in own or value in outputs:  # an output is a value of the graph's own, and only one
+                value = inner.op("Identity", value, dtype=value.dtype, shape=value.shape)
+            outputs[value] = None
+        return ir.Graph(inputs, list(outputs), nodes=inner.nodes, name=self.names.fresh(f"{self.prefix}{name}"))
+
     # --- arithmetic on ir.Value, called by onnx_ir's operators -----------------------------------------------
 
     def Add(self, a: Operand, b: Operand) -> ir.Value:
