@@ -153,6 +153,11 @@ def to_device(array: Array, device: str) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
+def scalar(value: float, dtype: Any) -> Any:
+    """A number of a step, on the CPU whatever the device is."""
+    return to_device(np.asarray(value, dtype=dtype), "cpu")
+
+
 class Slot:
     """One tensor of state: the value a run reads, and a spare of the same size that a run may write.
 

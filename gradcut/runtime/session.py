@@ -18,22 +18,21 @@ import numpy as np
 
 from gradcut import checkpoint
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.errors import ArtifactsError, CheckpointError, FeedError, LossError, MissingExtraError, SpecError
-from gradcut.optimizers import UpdatePlan, check_rate
+from gradcut.errors import ArtifactsError, CheckpointError, FeedError, LossError, SpecError
+from gradcut.optimizers import check_rate
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 from gradcut.report import NO_LOSS
 from gradcut.runtime import accumulation, backend
-from gradcut.runtime.backend import Runner, Slot, to_device
+from gradcut.runtime.backend import Runner, Slot, scalar, to_device
 from gradcut.runtime.ema import averages
 from gradcut.runtime.ema import slots as ema_slots
 from gradcut.runtime.export import export
 from gradcut.runtime.feeds import FeedCheck
-from gradcut.runtime.finite import require_finite_loss, require_finite_norm, require_finite_state
+from gradcut.runtime.finite import require_finite_loss, require_finite_state
+from gradcut.runtime.updater import Updater
 
 Array = np.ndarray[Any, Any]
-BACKENDS = ("auto", "graph", "host")
-_HOST_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,11 @@ class TrainingSession:
             one["gradient"]: Slot(np.zeros_like(self._slots[one["name"]].array), device)
             for one in self.manifest["trainable"]
         }
-        self.plan = UpdatePlan.of_manifest(self.manifest)
+        self._updater = Updater(
+            self.manifest, self._slots, self._gradients, optimizer_backend, device, threads, self._runner
+        )
+        self.plan, self.optimizer_backend = self._updater.plan, self._updater.backend
         self.optimizer = self.plan.base
-        self.optimizer_backend = self._choose(optimizer_backend)
-        self._updater = self._host() if self.optimizer_backend == "host" else None
-        self._update_graph = self._runner("optimizer_model") if self._updater is None else None
 
     # --- running ---------------------------------------------------------------------------------------------
 
@@ -136,7 +135,7 @@ class TrainingSession:
         before = {name: self._slots[name].numpy() for name in self.manifest["state"]} if len(batches) > 1 else {}
         try:
             result = self._run_batches(batches, rate)
-            norm = self._update(rate)
+            norm = self._updater.step(rate, self.steps)
         except BaseException:
             for name, array in before.items():
                 self._slots[name].assign(array)
@@ -217,9 +216,9 @@ class TrainingSession:
         values = {name: to_device(array, self.device) for name, array in feeds.items()}
         values |= {name: slot.current for name, slot in self._slots.items()}
         names = self.manifest["names"]
-        values[names["step"]] = _scalar(self.steps, np.int64)
+        values[names["step"]] = scalar(self.steps, np.int64)
         if names["seed"] is not None:
-            values[names["seed"]] = _scalar(accumulation.seed_of(self._seed, part), np.int64)
+            values[names["seed"]] = scalar(accumulation.seed_of(self._seed, part), np.int64)
         return values
 
     def _result(self, graph: str, results: Mapping[str, Any]) -> StepResult:
@@ -236,57 +235,6 @@ class TrainingSession:
         folder = self.artifacts.folder
         source = self.artifacts.models[graph] if folder is None else Path(folder) / f"{graph}.onnx"
         return Runner(source, self.device, self._threads, self._options)
-
-    # --- the optimizer ---------------------------------------------------------------------------------------
-
-    def _choose(self, wanted: str) -> str:
-        if wanted not in BACKENDS:
-            raise SpecError(f"optimizer_backend is one of {', '.join(BACKENDS)}, not {wanted!r}")
-        fits = self.device == "cpu" and all(slot.array.dtype in _HOST_DTYPES for slot in self._trained_slots())
-        if wanted == "host" and not fits:
-            raise SpecError("optimizer_backend='host' takes float32 and float64 parameters on the CPU; use 'graph'")
-        if wanted == "graph" or not fits:
-            return "graph"
-        try:
-            import gradcut.runtime.host_optimizer  # noqa: F401
-        except MissingExtraError:
-            if wanted == "host":
-                raise
-            return "graph"
-        return "host"
-
-    def _trained_slots(self) -> list[Slot]:
-        return [self._slots[one["name"]] for one in self.manifest["trainable"]]
-
-    def _host(self) -> Any:
-        from gradcut.runtime.host_optimizer import HostOptimizer
-
-        trained = self.manifest["trainable"]
-        parameters = {one["name"]: self._slots[one["name"]].array for one in trained}
-        slots = {one["name"]: {s: self._slots[n].array for s, n in one["slots"].items()} for one in trained}
-        return HostOptimizer(self.plan, parameters, slots, threads=self._threads or backend.cores())
-
-    def _update(self, lr: float) -> float | None:
-        """Move the parameters; the norm of the gradients where they are clipped by it."""
-        trained = self.manifest["trainable"]
-        if self._updater is not None:
-            arrays = {one["name"]: self._gradients[one["gradient"]].array for one in trained}
-            norm: float | None = self._updater.step(arrays, lr, self.steps)
-            return norm
-        assert self._update_graph is not None
-        names = self.manifest["names"]
-        moving = [name for one in trained for name in one["next"]]
-        inputs = {name: self._slots[name].current for name in moving}
-        inputs |= {name: slot.current for name, slot in self._gradients.items()}
-        inputs |= {names["learning_rate"]: _scalar(lr, np.float32), names["step"]: _scalar(self.steps, np.int64)}
-        outputs = {after: self._slots[name].spare for one in trained for name, after in one["next"].items()}
-        results = self._update_graph.run(inputs, outputs)
-        norm = float(results[names["gradient_norm"]].numpy()) if self.plan.clip_norm is not None else None
-        if norm is not None:
-            require_finite_norm(norm, self.steps + 1)
-        for name in moving:
-            self._slots[name].swap()
-        return norm
 
     # --- state -----------------------------------------------------------------------------------------------
 
@@ -362,10 +310,6 @@ class TrainingSession:
         """Raise where the artifacts were compiled without an objective."""
         if self.manifest["loss"] is None:
             raise LossError(NO_LOSS)
-
-
-def _scalar(value: float, dtype: Any) -> Any:
-    return to_device(np.asarray(value, dtype=dtype), "cpu")
 
 
 def _check_fits(tensors: Mapping[str, Array], slots: Mapping[str, Slot], path: str | os.PathLike[str]) -> None:
