@@ -476,7 +476,7 @@ def test_check_ends_with_one_where_a_gradient_is_wrong(small: Path, monkeypatch:
 
     monkeypatch.setattr(check, "check_gradients", planted)
     done = Result("check", small, "--wrt", "w*")
-    assert (done.code, done.err) == (1, "error: 1 of 2 gradients disagree\n")
+    assert (done.code, done.err) == (1, "error: 1 of 2 gradients are wrong\n")
 
 
 def test_inspect_lists_every_decision_with_its_reason(tmp_path: Path) -> None:

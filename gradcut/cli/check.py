@@ -35,7 +35,7 @@ def command(
     report = check_gradients(model, feeds, wanted, seed=seed)
     typer.echo(str(report))
     if not report.ok:
-        raise GradientCheckError(f"{len(report.failed)} of {len(report.values)} gradients disagree")
+        raise GradientCheckError(report.summary)
     typer.echo(f"{len(report.values)} gradients agree with finite differences")
 
 

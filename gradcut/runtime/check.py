@@ -3,96 +3,37 @@
 The right side comes from the graph that `gradcut.vjp` emits, the left from central differences of the model itself
 in float64. One pair of random directions looks at every element of a gradient at once. What is constant by meaning
 is held still in the differences: marked values, and what random operators drew.
+
+A difference is no derivative at a kink, a jump or the edge of where a model is defined. There the point is moved a
+little, and the gradient there, computed anew, is judged. At a kink the gradient at the point itself must moreover lie
+between the slopes of both sides.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from gradcut.api import vjp
-from gradcut.errors import FeedError, GradientCheckError, SpecError
+from gradcut.errors import FeedError, SpecError
 from gradcut.ops import is_float
 from gradcut.parameters import parameters
 from gradcut.passes import Import, StopGradient
 from gradcut.passes.propagate import main_values
 from gradcut.rules import REGISTRY
-from gradcut.runtime.differences import Differences, Slope
+from gradcut.runtime.backward import Backward, line
+from gradcut.runtime.differences import Differences
+from gradcut.runtime.point import Point, rough_note
 from gradcut.runtime.random_feeds import random_feeds
-from gradcut.runtime.replay import expose_draws
-from gradcut.runtime.widen import Array, Run, reference, runtime, widen
+from gradcut.runtime.shift import Shift, shifts
+from gradcut.runtime.verdict import CheckReport, Direction, ValueCheck, require
+from gradcut.runtime.widen import Array, reference, runtime
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns
-
-NAN, RUNTIME = float("nan"), "onnxruntime"
-#: Relative error allowed, by the dtype that the backward computes in.
-_RELATIVE = {"float64": 1e-6, "float32": 5e-4, "float16": 3e-2, "bfloat16": 2e-1}
-#: Error allowed for u and v of length 1, where a gradient is nearly zero.
-_ROUNDING = {"float64": 2e-14, "float32": 5e-7, "float16": 3e-4, "bfloat16": 2e-3}
-
-
-@dataclass(frozen=True)
-class ValueCheck:
-    """One wanted value: the worst of its directions.
-
-    Attributes:
-        analytic: ``<J^T u, v>``. numeric: ``<u, J v>``.
-        note: a kink at the point, or why no number could be had.
-    """
-
-    name: str
-    analytic: float
-    numeric: float
-    tolerance: float
-    ok: bool
-    note: str = ""
-
-    @property
-    def error(self) -> float:
-        return abs(self.analytic - self.numeric)
-
-    def __str__(self) -> str:
-        verdict = "ok  " if self.ok else "FAIL"
-        numbers = f"analytic {self.analytic:+.6e}  numeric {self.numeric:+.6e}  error {self.error:.1e}"
-        return f"{verdict} {self.name}: {numbers} (tolerance {self.tolerance:.1e}){self.note and ', ' + self.note}"
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What a check found; ``str`` of it is a table for a person."""
-
-    values: tuple[ValueCheck, ...]
-    of: tuple[str, ...]
-    seed: int
-    directions: int
-    forward: str
-    backward: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return all(value.ok for value in self.values)
-
-    @property
-    def failed(self) -> tuple[ValueCheck, ...]:
-        return tuple(value for value in self.values if not value.ok)
-
-    def __str__(self) -> str:
-        head = f"gradients of {', '.join(self.of)}; seed {self.seed}, {self.directions} directions"
-        places = f"differences: {self.forward or 'nowhere'}; backward: {self.backward}"
-        return "\n".join([head, places, *(f"note: {note}" for note in self.notes), *map(str, self.values)])
-
-
-def require(report: CheckReport) -> CheckReport:
-    """The report itself where every gradient is right; else `GradientCheckError` with the wrong ones."""
-    if not report.ok:
-        raise GradientCheckError(f"{len(report.failed)} of {len(report.values)} gradients are wrong\n{report}")
-    return report
 
 
 def check_gradients(
@@ -122,28 +63,20 @@ def check_gradients(
 
     Raises:
         SpecError, NoGradientError: as `gradcut.vjp`, and a seed below 0; FeedError: inputs that cannot be made up, or
-        do not run. A
-        wrong gradient raises nothing: see `require`.
+        do not run. A wrong gradient, and one that cannot be judged, raises nothing: see `require`.
     """
     if seed < 0:
         raise SpecError(f"seed is {seed}; it is at least 0")
     work = imported(model, stop_at)
-    arrays = dict(feeds) if feeds is not None else random_feeds(work, seed, sizes)
+    given = random_feeds(work, seed, sizes) if feeds is None else feeds
+    arrays = {name: np.asarray(array) for name, array in given.items()}  # a number of numpy's is an array here
     asked = list(of if of is not None else (v.name or "" for v in work.graph.outputs if is_float(v)))
     wanted = list(wrt if wrt is not None else _every_value(work))
     emitted = Backward(vjp(model, wanted, asked, stop_at), len(asked), backward)
-    shapes = differences.base if differences is not None else _forward(work, arrays, asked, made_up=feeds is None)
-    cotangents = [_cotangent(seed, name, shapes[name], emitted.dtype(at)) for at, name in enumerate(asked)]
-    outputs, gradients, draws = emitted(arrays, cotangents)
-    if not gradients:
-        gone = tuple(ValueCheck(name, NAN, NAN, 0.0, False, "the backward could not be run") for name in wanted)
-        return CheckReport(gone, tuple(asked), seed, directions, "", emitted.place, tuple(emitted.notes))
-    if differences is None:
-        differences = Differences(work, arrays, asked, wanted, draws=draws, like=outputs, seed=seed)
-    check = _Check(differences, cotangents, directions, exact=emitted.place != RUNTIME)
-    values = tuple(check.value(name, gradient) for name, gradient in zip(wanted, gradients, strict=True))
-    notes = (*differences.notes, *emitted.notes)
-    return CheckReport(values, tuple(asked), seed, directions, differences.place, emitted.place, notes)
+    base = differences.base if differences is not None else _forward(work, arrays, asked, made_up=feeds is None)
+    check = _Check(work, asked, seed, directions, backward)
+    point = check.point(emitted, arrays, wanted, base, differences)
+    return check.report(point, wanted)
 
 
 def imported(model: Source, stop_at: str | Sequence[str] = ()) -> ir.Model:
@@ -154,91 +87,85 @@ def imported(model: Source, stop_at: str | Sequence[str] = ()) -> ir.Model:
     return work
 
 
-class Backward:
-    """The emitted graph, ready to run."""
-
-    def __init__(self, proto: onnx.ModelProto, count: int, how: str) -> None:
-        self.proto, self.count, self.notes = proto, count, list[str]()
-        self.cotangents = [value.name for value in proto.graph.input[-count:]]
-        self._kinds = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
-        self._total = len(proto.graph.output)
-        self._draws = expose_draws(proto)
-        self.place, self._run = RUNTIME, None if how == "reference" else self._in_runtime()
-        if self._run is None:
-            self.place = "float64 in onnx's reference evaluator"
-            self._run = reference(ir.to_proto(widen(ir.from_proto(proto))))
-
-    def dtype(self, position: int) -> np.dtype[np.generic]:
-        """The dtype of the cotangent of an output."""
-        return ir.DataType(self._kinds[self.cotangents[position]]).numpy()
-
-    def __call__(
-        self, feeds: Mapping[str, Array], cotangents: Sequence[Array]
-    ) -> tuple[list[Array], list[Array], dict[str, Array]]:
-        """Outputs, gradients and draws."""
-        arrays = {**feeds, **dict(zip(self.cotangents, cotangents, strict=True))}
-        if self.place != RUNTIME:
-            arrays = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in arrays.items()}
-        assert self._run is not None
-        try:
-            results = self._run(arrays)
-        except Exception as error:  # whatever keeps it from running, the report says so
-            self.notes.append(f"backward in {self.place}: {_line(error)}")
-            return [], [], {}
-        names = [output.name for output in self.proto.graph.output]
-        by_name = dict(zip(names, results, strict=True))
-        draws = {first: by_name[drawn] for first, drawn in self._draws.items()}
-        return results[: self.count], results[self.count : self._total], draws
-
-    def _in_runtime(self) -> Run | None:
-        try:
-            return runtime(self.proto)
-        except Exception as error:  # no kernel for a dtype; the report says so
-            self.notes.append(f"backward in onnxruntime: {_line(error)}")
-            return None
-
-
 class _Check:
-    def __init__(self, differences: Differences, cotangents: Sequence[Array], directions: int, *, exact: bool) -> None:
-        self.differences, self.cotangents, self.directions = differences, cotangents, directions
-        self.exact = exact
+    """The question, wherever it is asked."""
 
-    def value(self, name: str, gradient: Array) -> ValueCheck:
-        """The worst direction of one wanted value."""
-        if not self.differences.place:
-            return ValueCheck(name, NAN, NAN, 0.0, False, "the model could not be evaluated")
-        expected = self.differences.base[name].shape
-        if gradient.shape != expected:
-            return ValueCheck(name, NAN, NAN, 0.0, False, f"the gradient's shape is {gradient.shape}, not {expected}")
-        checks = [self._direction(name, gradient, index) for index in range(self.directions)]
-        return max(checks, key=lambda check: (not check.ok, check.error - check.tolerance))
+    def __init__(self, work: ir.Model, of: list[str], seed: int, directions: int, how: str) -> None:
+        self.work, self.of, self.seed, self.directions, self.how = work, of, seed, directions, how
 
-    def _direction(self, name: str, gradient: Array, index: int) -> ValueCheck:
-        slope = self.differences.slope(name, index, self.cotangents)
-        products = gradient.astype(np.float64) * slope.direction
-        analytic = float(np.sum(products))
-        tolerance = self._tolerance(slope, gradient, products)
-        if slope.kink:
-            low, high = sorted((slope.left, slope.right))
-            ok = low - tolerance <= analytic <= high + tolerance
-            return ValueCheck(name, analytic, slope.central, tolerance, ok, f"a kink: slopes {low:.4g} and {high:.4g}")
-        ok = abs(analytic - slope.central) <= tolerance
-        note = "the model rounds coarsely here" if slope.coarse else ""
-        return ValueCheck(name, analytic, slope.central, tolerance, bool(ok), note)
+    def report(self, point: Point, wanted: Sequence[str]) -> CheckReport:
+        found = {name: point.verdict(name) for name in wanted}
+        rough = {name: value for name, value in found.items() if isinstance(value, Direction)}
+        found.update(self._elsewhere(point, rough) if rough else {})
+        values = tuple(value for value in found.values() if isinstance(value, ValueCheck))
+        notes = (*(point.differences.notes if point.differences else ()), *point.emitted.notes)
+        place = point.differences.place if point.differences else ""
+        return CheckReport(values, tuple(self.of), self.seed, self.directions, place, point.emitted.place, notes)
 
-    def _tolerance(self, slope: Slope, gradient: Array, products: Array) -> float:
-        """Relative to the slope and to the terms that make it up, and what rounding of this size of u and v leaves."""
-        kind = "float64" if self.exact else str(gradient.dtype)
-        exact = self.differences.place.startswith("float64") and not slope.coarse
-        relative = _RELATIVE[kind] if exact else max(_RELATIVE[kind], 2e-2)
-        terms = float(np.sqrt(np.sum(np.square(products))))
-        size = sum(float(np.linalg.norm(u.astype(np.float64))) for u in self.cotangents)
-        rounding = _ROUNDING[kind] * size * float(np.linalg.norm(slope.direction))
-        return relative * max(abs(slope.central), terms) + rounding + slope.noise / 30
+    def point(
+        self,
+        emitted: Backward,
+        feeds: Mapping[str, Array],
+        wanted: Sequence[str],
+        base: Mapping[str, Array],
+        differences: Differences | None = None,
+        work: ir.Model | None = None,
+    ) -> Point:
+        """Run the backward at a point, and get its differences ready.
+
+        Args:
+            base: the outputs there. work: the model there, where its weights are moved too.
+        """
+        cotangents = [_cotangent(self.seed, name, base[name], emitted.dtype(at)) for at, name in enumerate(self.of)]
+        results = emitted(feeds, cotangents)
+        if differences is None and results is not None:
+            like, draws = results.outputs, results.draws
+            differences = Differences(work or self.work, feeds, self.of, wanted, draws=draws, like=like, seed=self.seed)
+        return Point(self.directions, emitted, feeds, wanted, cotangents, results, differences)
+
+    # --- at a distance from kinks ------------------------------------------------------------------------------
+
+    def _elsewhere(self, point: Point, rough: dict[str, Direction]) -> dict[str, ValueCheck]:
+        """Verdicts on the values that have no slope at the point."""
+        assert point.differences is not None
+        found, left = dict[str, ValueCheck](), dict(rough)
+        for shift in shifts(fine=point.differences.fine, kinds=[d.rough for d in rough.values()]):
+            moved = self._moved(point, shift, list(left)) if left else None
+            if moved is None:
+                continue
+            for name, verdict in [(name, moved.verdict(name)) for name in left]:
+                if isinstance(verdict, ValueCheck) and verdict.decided:
+                    where = f"{rough_note(left.pop(name))} at the point; judged where it is {shift}, seed {self.seed}"
+                    found[name] = replace(verdict, note="; ".join(filter(None, (where, verdict.note))))
+        return {**found, **{name: point.as_it_is(name, direction) for name, direction in left.items()}}
+
+    def _moved(self, point: Point, shift: Shift, names: list[str]) -> Point | None:
+        """The question at a point that is moved in the values that are named; None where nothing runs there."""
+        weights = self.work.graph.initializers
+        inner = any(name not in point.feeds and name not in weights for name in names)
+        inputs = [v.name or "" for v in self.work.graph.inputs if is_float(v) and (inner or v.name in names)]
+        feeds = {**point.feeds, **shift({name: point.feeds[name] for name in inputs}, self.seed)}
+        work, emitted = self.work, point.emitted
+        if own_weights := [name for name in names if name in weights]:
+            work = _with_weights(work, lambda arrays: shift(arrays, self.seed), own_weights)
+            emitted = Backward(vjp(work, point.wanted, self.of), len(self.of), self.how)
+        try:
+            moved = self.point(emitted, feeds, point.wanted, _forward(work, feeds, self.of), work=work)
+        except FeedError:
+            return None
+        return moved if moved.runs and moved.holes <= point.holes else None
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def _with_weights(
+    work: ir.Model, change: Callable[[dict[str, Array]], dict[str, Array]], names: Sequence[str]
+) -> ir.Model:
+    """A copy of a model with other numbers in some initializers."""
+    copy = work.clone()
+    values = [copy.graph.initializers[name] for name in names]
+    arrays = {v.name or "": v.const_value.numpy() for v in values if v.const_value is not None}
+    for name, array in change(arrays).items():
+        copy.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    return copy
 
 
 def _every_value(model: ir.Model) -> list[str]:
@@ -247,12 +174,13 @@ def _every_value(model: ir.Model) -> list[str]:
 
 
 def _cotangent(seed: int, name: str, like: Array, dtype: np.dtype[np.generic]) -> Array:
-    """A random cotangent of an output, its own whatever else is asked for."""
+    """A random cotangent of an output, its own whatever else is asked for; what is no number is not looked at."""
     rng = np.random.default_rng([seed, 1, zlib.crc32(name.encode())])
-    return np.asarray(rng.standard_normal(like.shape), dtype)
+    drawn = np.asarray(rng.standard_normal(like.shape))
+    return np.where(np.isfinite(like.astype(np.float64)), drawn, 0.0).astype(dtype)
 
 
-def _forward(model: ir.Model, feeds: Mapping[str, Array], of: Sequence[str], made_up: bool) -> dict[str, Array]:
+def _forward(model: ir.Model, feeds: Mapping[str, Array], of: Sequence[str], made_up: bool = False) -> dict[str, Array]:
     """The outputs, for their shapes."""
     plain = model.clone()
     values = main_values(plain.graph)
@@ -266,5 +194,8 @@ def _forward(model: ir.Model, feeds: Mapping[str, Array], of: Sequence[str], mad
         except Exception as error:
             fed = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             what, advice = ("made-up", "; give real ones with --data") if made_up else ("these", "")
-            raise FeedError(f"the model does not run on {what} inputs ({fed}): {_line(error)}{advice}") from error
+            raise FeedError(f"the model does not run on {what} inputs ({fed}): {line(error)}{advice}") from error
     return dict(zip(of, outputs, strict=True))
+
+
+__all__ = ["CheckReport", "Differences", "ValueCheck", "check_gradients", "imported", "require"]

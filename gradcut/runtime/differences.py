@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,9 @@ _PLACES = (
     ("float32 in onnxruntime", ir.DataType.FLOAT, runtime, 1e-2),
 )
 _WIDE_STEP = 5e-3
+NAN = float("nan")
+#: Numbers of this size are none that a model computes with.
+_HUGE = 1e30
 _EPS = {"float64": float(np.finfo(np.float64).eps), "float32": float(np.finfo(np.float32).eps)}
 #: How far the forward there may be from the model's own outputs, relative to the largest, by their dtype.
 _FORWARD = {"float64": 1e-6, "float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
@@ -37,16 +41,16 @@ class Slope:
     """The derivative along one direction, from both sides.
 
     Attributes:
-        kink: the sides differ however small the step is.
-        coarse: what runs rounds more coarsely than its dtype says, so a wide step was taken.
+        kind: ``smooth``, where the sides agree; ``kink``: they differ however small the step is; ``jump``: the smaller
+            the step, the further; ``edge``: one is no number; ``coarse``: what runs rounds more coarsely than its dtype
+            says, or only seems to at a jump.
     """
 
     left: float
     right: float
     noise: float
     direction: Array
-    kink: bool
-    coarse: bool = False
+    kind: str = "smooth"
 
     @property
     def central(self) -> float:
@@ -106,40 +110,69 @@ class Differences:
         """The derivative of ``<cotangents, of>`` by `name` along its direction number `index`.
 
         Where both sides differ, the step is made smaller, then another direction is taken. At a kink each side keeps
-        its slope however small the step is; where they drift apart with it, it is the rounding of the model.
+        its slope however small the step is; at a jump, and where the model rounds, they drift apart with it.
         """
+        tried: list[Slope] = []
         for attempt in range(3):
-            tried: list[Slope] = []
+            tried = []
             for step in (self._step, self._step / 10, self._step / 100):
                 slope = self._slope(name, index + 1000 * attempt, step, cotangents)
-                if slope.coarse:
-                    return self._coarse(name, index, cotangents)
-                if not slope.kink or (tried and _converges(tried[-1], slope)):
-                    return replace(slope, kink=False)
+                if slope.kind in ("smooth", "coarse"):
+                    return slope
+                if tried and _converges(tried[-1], slope):
+                    return replace(slope, kind="smooth")
                 tried.append(slope)
-        return self._coarse(name, index, cotangents) if tried[-1].jump > 2 * tried[0].jump else tried[-1]
+        return replace(tried[-1], kind="jump") if _grows(tried) else tried[-1]
 
-    def _coarse(self, name: str, number: int, cotangents: Sequence[Array]) -> Slope:
-        return replace(self._slope(name, number, max(self._step, _WIDE_STEP), cotangents), kink=False, coarse=True)
+    def wide_slope(self, name: str, number: int, cotangents: Sequence[Array]) -> Slope:
+        """The slope over a step that is wide enough for a model that rounds coarsely."""
+        return replace(self._slope(name, number, max(self._step, _WIDE_STEP), cotangents), kind="coarse")
+
+    def finer(self, name: str, index: int, cotangents: Sequence[Array], slope: Slope) -> Slope:
+        """A slope by smaller steps, for one that looked smooth and is doubted: many kinks may lie within the step.
+
+        One that grows with every step is that of a jump, which is as high on both sides.
+        """
+        if not self.fine or slope.kind != "smooth":
+            return slope
+        tried = [slope, *(self._slope(name, index, self._step / less, cotangents) for less in (10, 100))]
+        grows = all(abs(b.central) > 3 * abs(a.central) + a.noise + b.noise for a, b in pairwise(tried))
+        return replace(tried[-1], kind="jump") if grows else tried[-1]
+
+    @property
+    def fine(self) -> bool:
+        """Whether it runs in float64."""
+        return self.place.startswith("float64")
 
     def _slope(self, name: str, number: int, step: float, cotangents: Sequence[Array]) -> Slope:
-        base = self.base[name]
-        direction = self._direction(name, number, base.shape)
-        key = (name, number, step)
-        step *= max(1.0, float(np.sqrt(np.mean(np.square(base, dtype=np.float64)))) if base.size else 1.0)
-        if key not in self._moved:
-            at = self._inputs[name]
-            moved = [np.asarray(sign * step * direction, self._dtype) for sign in (1, -1)]
-            up, down = (self._run({**self._fixed, at: delta})[: len(self.of)] for delta in moved)
-            self._moved[key] = up, down
-        up, down = self._moved[key]
+        direction = self._direction(name, number, self.base[name].shape)
+        try:
+            up, down = self._both_sides(name, number, step, direction)
+        except Exception:  # of a size or a bound, say, that does not stand next to the one given
+            return Slope(NAN, NAN, 0.0, direction, "edge")
+        step *= typical(self.base[name])
         here = [self.base[output] for output in self.of]
         right, left = _inner(cotangents, up, here) / step, _inner(cotangents, here, down) / step
         size = sum(float(np.linalg.norm(u)) * _norm(y) for u, y in zip(cotangents, here, strict=True))
         noise = 30 * _EPS[str(self._dtype)] * size / step
-        kink = abs(right - left) > 1e-3 * max(abs(right), abs(left)) + noise
-        coarse = self._dtype == np.float64 and all(map(_looks_rounded, up, here))
-        return Slope(left, right, noise, direction, kink, coarse)
+        kind = "smooth"
+        if not (np.isfinite(right) and np.isfinite(left)):
+            kind = "edge"
+        elif self._dtype == np.float64 and all(map(_looks_rounded, up, here)):
+            kind = "coarse"
+        elif abs(right - left) > 1e-3 * max(abs(right), abs(left)) + noise:
+            kind = "kink"
+        return Slope(left, right, noise, direction, kind)
+
+    def _both_sides(self, name: str, number: int, step: float, direction: Array) -> tuple[list[Array], list[Array]]:
+        """The outputs a step up and a step down the direction."""
+        key = (name, number, step)
+        if key not in self._moved:
+            at, length = self._inputs[name], step * typical(self.base[name])
+            moved = [np.asarray(sign * length * direction, self._dtype) for sign in (1, -1)]
+            up, down = (self._run({**self._fixed, at: delta})[: len(self.of)] for delta in moved)
+            self._moved[key] = up, down
+        return self._moved[key]
 
     def _direction(self, name: str, number: int, shape: tuple[int, ...]) -> Array:
         return np.random.default_rng([self.seed, zlib.crc32(name.encode()), number]).standard_normal(shape)
@@ -257,19 +290,36 @@ class _Prepared:
         return step.name or ""
 
 
+def typical(array: Array) -> float:
+    """The size of an array's numbers, at least 1; those that stand for minus infinity in a mask do not count."""
+    numbers = np.abs(array.astype(np.float64))
+    numbers = numbers[numbers < _HUGE]
+    return max(1.0, float(np.sqrt(np.mean(np.square(numbers))))) if numbers.size else 1.0
+
+
 def _inner(cotangents: Sequence[Array], high: Sequence[Array], low: Sequence[Array]) -> float:
-    """<u, high - low>; elements that are equal count as no difference, infinities too."""
+    """<u, high - low>; elements that are equal count as no difference, infinities too.
+
+    Not a number where a step changes the shape of an output, or takes it out of or into what is a number.
+    """
     total = 0.0
     for u, a, b in zip(cotangents, high, low, strict=True):
+        if a.shape != b.shape:
+            return float("nan")
         a, b = a.astype(np.float64), b.astype(np.float64)
         with np.errstate(invalid="ignore"):
-            total += float(np.sum(u.astype(np.float64) * np.where(a == b, 0.0, a - b)))
+            difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, a - b)
+            total += float(np.sum(u.astype(np.float64) * difference))
     return total
 
 
 def _converges(wide: Slope, fine: Slope) -> bool:
     """Whether the sides only differed by the curvature, which a smaller step takes away."""
     return fine.jump < 0.3 * wide.jump and abs(fine.central - wide.central) <= 0.05 * wide.jump + fine.noise
+
+
+def _grows(tried: Sequence[Slope]) -> bool:
+    return all(slope.kind == "kink" for slope in tried) and tried[-1].jump > 2 * tried[0].jump
 
 
 def _looks_rounded(moved: Array, here: Array) -> bool:

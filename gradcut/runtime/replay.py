@@ -45,16 +45,22 @@ def hold_draws(model: ir.Model, draws: Mapping[str, Array], names: Names) -> dic
         kind = ir.DataType.BOOL if node.op_type == "Dropout" else node.outputs[0].dtype
         held.type = None if kind is None else ir.TensorType(kind)
         model.graph.inputs.append(held)
-        feeds[held.name or ""] = np.asarray(drawn)
         if node.op_type == "Dropout":
             _replay_dropout(model.graph, node, held, names)
         else:
-            ir.convenience.replace_all_uses_with(node.outputs[0], held, replace_graph_outputs=True)
+            _replay(node.outputs[0], held, names)
+        feeds[held.name or ""] = np.asarray(drawn)
     return feeds
 
 
 def _drawing(graph: ir.Graph, draws: Mapping[str, Array]) -> Iterator[ir.Node]:
     return (node for node in graph if node.domain == "" and node.outputs and node.outputs[0].name in draws)
+
+
+def _replay(old: ir.Value, held: ir.Value, names: Names) -> None:
+    """What was drawn stands for the draw, under its name, by which it may be asked for."""
+    ir.convenience.replace_all_uses_with(old, held, replace_graph_outputs=True)
+    held.name, old.name = old.name, names.fresh("not_drawn")
 
 
 def _replay_dropout(graph: ir.Graph, node: ir.Node, mask: ir.Value, names: Names) -> None:

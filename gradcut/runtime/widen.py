@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Array = np.ndarray[Any, Any]
 #: Feeds to outputs, in the order of the graph's outputs.
@@ -15,6 +20,12 @@ Run = Callable[[Mapping[str, Array]], list[Array]]
 
 _WIDTH = {ir.DataType.BFLOAT16: 2, ir.DataType.FLOAT16: 2, ir.DataType.FLOAT: 4, ir.DataType.DOUBLE: 8}
 _DTYPE_ATTRIBUTES = frozenset({"to", "dtype"})
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def is_real(array: Array) -> bool:
+    """Whether an array holds floats that a gradient may be of; to numpy bfloat16 is no float."""
+    return array.dtype.kind == "f" or bool(array.dtype == _BFLOAT16)
 
 
 def widen(model: ir.Model, to: ir.DataType = ir.DataType.DOUBLE) -> ir.Model:
@@ -103,8 +114,30 @@ def runtime(proto: onnx.ModelProto) -> Run:
     options.log_severity_level = 4
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     known = {value.name for value in session.get_inputs()}
+    unbound = any("bfloat16" in value.type for value in (*session.get_inputs(), *session.get_outputs()))
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        return list(session.run(None, {name: array for name, array in feeds.items() if name in known}))
+        fed = {name: array for name, array in feeds.items() if name in known}
+        if not unbound:
+            return list(session.run(None, fed))
+        values = {name: _as_value(ort, array) for name, array in fed.items()}
+        return [_as_array(value) for value in session.run_with_ort_values(None, values)]
 
     return run
+
+
+def _as_value(ort: Any, array: Array) -> ort.OrtValue:
+    """Onnxruntime takes no bfloat16 from numpy, but its bits."""
+    if array.dtype == _BFLOAT16:
+        bits = np.ascontiguousarray(array).view(np.uint16).reshape(array.shape)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(ir.DataType.BFLOAT16))
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _as_array(value: ort.OrtValue) -> Array:
+    if value.element_type() != ir.DataType.BFLOAT16:
+        return np.asarray(value.numpy())
+    shape = value.shape()
+    bits = np.empty(shape, np.uint16)
+    ctypes.memmove(bits.ctypes.data, value.data_ptr(), bits.nbytes)
+    return bits.view(_BFLOAT16)
