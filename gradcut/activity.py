@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from gradcut.dialect import is_mark, mark_reason, reported_name
 from gradcut.ops import is_float
+from gradcut.subgraphs import inner_graphs
 
 #: Why a use carries no cotangent, in the order in which they apply.
 REASONS = ("mark", "stop-at", "dtype", "zero-derivative", "frozen", "not-trained", "data")
@@ -254,17 +255,6 @@ def _flows(node: ir.Node, declarations: Declarations) -> Iterator[Flow]:
 
 def _blocked(source: ir.Value, target: ir.Value) -> str | None:
     return None if is_float(source) and is_float(target) else "dtype"
-
-
-def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that a node holds as attributes."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _unknown_graph_flows(node: ir.Node) -> Iterator[Flow]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from gradcut.activity import inner_graphs
+from gradcut.subgraphs import inner_graphs, release
 
 
 def remove_dead(model: ir.Model, keep: Iterable[str] = ()) -> None:
@@ -36,7 +36,5 @@ def _release(graph: ir.Graph) -> None:
             for body in inner:
                 _release(body)
             continue
-        for body in inner:
-            for reader in body.all_nodes():
-                reader.resize_inputs(0)
+        release(node)
         graph.remove(node, safe=True)

@@ -1,8 +1,9 @@
 """`differentiate`: reverse mode over the active values of one question, rule by rule.
 
-The walk goes once over the nodes in reverse. A node with a cotangent on an active output is handed to its rule, which
-yields the cotangents of the operands that want one; what several uses contribute is added up. The engine, not the
-rule, undoes broadcasting, adds fan-out by use, checks, and names: the gradient of ``x`` is ``x_grad``.
+The walk (`gradcut.passes.reverse`) goes once over the nodes in reverse. A node with a cotangent on an active output is
+handed to its rule, which yields the cotangents of the operands that want one; what several uses contribute is added
+up. The engine, not the rule, undoes broadcasting, adds fan-out by use, checks, and names: the gradient of ``x`` is
+``x_grad``.
 
 Consumes the derived marks; the model's own marks stay, and the backward reads marked values through them, so that
 differentiating the result again is right too.
@@ -10,27 +11,22 @@ differentiating the result again is right too.
 
 from __future__ import annotations
 
-import shlex
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.activity import active_values, inner_graphs
-from gradcut.dialect import declare, is_mark
-from gradcut.errors import NoGradientError, PipelineError, SpecError
-from gradcut.ops import Builder, Names, broadcast_shapes, is_float
+from gradcut.activity import active_values
+from gradcut.dialect import declare
+from gradcut.errors import PipelineError, SpecError
+from gradcut.ops import Builder, Names
 from gradcut.passes.base import GRADIENTS, QUESTION, Pass, read_json, register, write_json
 from gradcut.passes.propagate import clear_derived, main_values
-from gradcut.rules import REGISTRY, Adjoint, Rule, operand_label
-from gradcut.rules.contract import yielded
-from gradcut.rules.registry import is_variadic, output_name
+from gradcut.passes.reverse import ADJOINT, SUFFIX, Question, Sweep
+from gradcut.rules import REGISTRY
 
-#: Metadata of a backward node: which operand of which forward node it serves.
-ADJOINT = "gradcut.adjoint"
-SUFFIX = "_grad"
+__all__ = ["ADJOINT", "Differentiate", "Reverse"]
 
 
 @register
@@ -65,7 +61,6 @@ class Differentiate(Pass):
         if self.unreached == "drop":
             engine.wrt = [value for value in wrt if value in engine.active]
         seeds = engine.seed(self.seed)
-        engine.walk()
         gradients = engine.gradients()
         model.graph.extend(engine.b.nodes)
         forward = [value.name for value in (*of, *kept)]
@@ -100,7 +95,7 @@ def _outputs(model: ir.Model, engine: Reverse, forward: Sequence[ir.Value], grad
     produced = (copy(value, value.name) if value.producer() is None else value for value in forward)
     outputs: dict[ir.Value, None] = dict.fromkeys(produced)
     for value, gradient in zip(engine.wrt, gradients, strict=True):
-        name, owner = f"{value.name}{SUFFIX}", engine.owner.get(gradient)
+        name, owner = f"{value.name}{SUFFIX}", engine.question.owner.get(gradient)
         others = owner is not value and owner in wanted
         if others or gradient in outputs or gradient.producer() not in built:
             gradient = copy(gradient, name)
@@ -112,23 +107,15 @@ def _outputs(model: ir.Model, engine: Reverse, forward: Sequence[ir.Value], grad
 
 
 class Reverse:
-    """One reverse walk: contributions by value, and the builder of the backward nodes.
-
-    Attributes:
-        owner: for each cotangent that was named after a value: that value.
-        wild: the values whose cotangent may be infinite or NaN though the forward's values are not.
-    """
+    """The reverse walk over the main graph, from the outputs asked for to the wanted values."""
 
     def __init__(self, model: ir.Model, of: Sequence[ir.Value], wrt: Sequence[ir.Value]) -> None:
         self.graph, self.of, self.wrt = model.graph, of, wrt
-        self.opset = model.opset_imports[""]
         self.names = Names.of(model)
         self.b = Builder(self.names, prefix="grad_")
         self.active = active_values(model.graph, of, wrt, REGISTRY)
-        self.contributions: dict[ir.Value, list[ir.Value]] = defaultdict(list)
-        self.total: dict[ir.Value, ir.Value] = {}
-        self.owner: dict[ir.Value, ir.Value] = {}
-        self.wild: set[ir.Value] = set()
+        self.question = Question(dict(model.graph.opset_imports), self.active)
+        self.sweep = Sweep(self.question, self.b)
 
     def seed(self, kind: str) -> list[ir.Value]:
         """Give each output its cotangent: a graph input, or the number one."""
@@ -141,128 +128,11 @@ class Reverse:
                 cotangent = ir.Value(name=self.names.fresh(f"{value.name}{SUFFIX}"), type=value.type, shape=value.shape)
                 self.graph.inputs.append(cotangent)
                 seeds.append(cotangent)
-                self.wild.add(value)
-            if value in self.active:
-                self.contributions[value].append(cotangent)
+                self.question.wild.add(value)
+            self.sweep.add(value, cotangent)
         return seeds
-
-    def walk(self) -> None:
-        """Every node with a cotangent, from the last to the first."""
-        for node in reversed(list(self.graph)):
-            cotangents = {i: self._sum(v) for i, v in enumerate(node.outputs) if self.contributions.get(v)}
-            if cotangents and not is_mark(node):
-                self._visit(node, cotangents)
 
     def gradients(self) -> list[ir.Value]:
         """The cotangent of each wanted value; zeros of its run-time shape where no path reaches it."""
-        return [self._sum(value) if self.contributions.get(value) else self.b.zeros_like(value) for value in self.wrt]
-
-    # --- one node --------------------------------------------------------------------------------------------
-
-    def _visit(self, node: ir.Node, cotangents: dict[int, ir.Value]) -> None:
-        wanted = frozenset(i for i in range(len(node.inputs)) if self._wants(node, i, cotangents))
-        if not wanted and not self._wants_inside(node):
-            return
-        rule = self._rule(node)
-        wild = any(node.outputs[index] in self.wild for index in cotangents)
-        adjoint = Adjoint(
-            node,
-            self.b,
-            {name: index for index, name in enumerate(rule.operands)},
-            {output_name(node, index): index for index in range(_output_count(node))},
-            cotangents,
-            wanted,
-            self.opset,
-            finite=not wild,
-        )
-        if wild or not REGISTRY.bounded(node, rule, wanted):
-            self.wild.update(operand for index in wanted if (operand := node.inputs[index]) is not None)
-        for index, cotangent in self._yields(rule, adjoint):
-            operand = node.inputs[index]
-            assert operand is not None
-            self.contributions[operand].append(self._fit(rule, node, operand, cotangent))
-
-    def _rule(self, node: ir.Node) -> Rule:
-        rule = REGISTRY.find(node)
-        if rule is None or rule.vjp is None:
-            op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            opset = self.graph.opset_imports.get(node.domain, self.opset)
-            raise NoGradientError(
-                node.name or "",
-                op,
-                opset,
-                "there is no derivative rule for this operator. Freeze what lies before it, stop there with "
-                f"--stop-at {_first_named(node)} (stop_at), or give it a rule with gradcut.register_rule.",
-            )
-        return rule
-
-    def _wants(self, node: ir.Node, index: int, cotangents: dict[int, ir.Value]) -> bool:
-        operand = node.inputs[index]
-        return (
-            operand is not None
-            and operand in self.active
-            and is_float(operand)
-            and any(REGISTRY.differentiable(node, index, output) for output in cotangents)
-        )
-
-    def _wants_inside(self, node: ir.Node) -> bool:
-        """Whether a graph inside the node computes something active from what it captures."""
-        return any(value in self.active for graph in inner_graphs(node) for value in graph.outputs)
-
-    def _yields(self, rule: Rule, adjoint: Adjoint) -> Iterator[tuple[int, ir.Value]]:
-        """Run a rule, and tag its nodes with the operand they serve."""
-        start = len(self.b.nodes)
-        with self.b.arithmetic():
-            for index, cotangent in yielded(rule, adjoint):
-                self._tag(start, adjoint.node, index)
-                start = len(self.b.nodes)
-                yield index, cotangent
-                start = len(self.b.nodes)
-
-    def _tag(self, start: int, node: ir.Node, index: int) -> None:
-        for built in self.b.nodes[start:]:
-            if built.op_type != "Constant":
-                built.metadata_props[ADJOINT] = f"{node.name}:{operand_label(node, index)}"
-
-    def _fit(self, rule: Rule, node: ir.Node, operand: ir.Value, cotangent: ir.Value) -> ir.Value:
-        """Undo broadcasting, or set the shape that a rule's result has by contract."""
-        if not rule.broadcasts:
-            if cotangent.shape is None and cotangent.producer() is not None:
-                cotangent.shape = operand.shape
-            return cotangent
-        if cotangent.shape is None:
-            shapes = [value.shape for value in node.inputs if value is not None]
-            cotangent.shape = node.outputs[0].shape or broadcast_shapes(shapes)
-        start = len(self.b.nodes)
-        fitted = self.b.sum_to(cotangent, operand)
-        self._tag(start, node, list(node.inputs).index(operand))
-        return fitted
-
-    # --- adding up -------------------------------------------------------------------------------------------
-
-    def _sum(self, value: ir.Value) -> ir.Value:
-        """The cotangent of a value: its contributions added as a balanced tree, named after the value."""
-        if value in self.total:
-            return self.total[value]
-        level = self.contributions[value]
-        while len(level) > 1:
-            pairs = zip(level[::2], level[1::2], strict=False)
-            odd = [level[-1]] if len(level) % 2 else []
-            level = [self.b.op("Add", a, c, dtype=value.dtype, shape=value.shape) for a, c in pairs] + odd
-        cotangent = level[0]
-        producer = cotangent.producer()
-        if producer is not None and producer.op_type != "Constant" and cotangent not in self.owner:
-            cotangent.name = self.names.fresh(f"{value.name}{SUFFIX}")
-            self.owner[cotangent] = value
-        self.total[value] = cotangent
-        return cotangent
-
-
-def _first_named(node: ir.Node) -> str:
-    """The first output of a node that the file does not leave out."""
-    return shlex.quote(next((value.name for value in node.outputs if value.name), ""))
-
-
-def _output_count(node: ir.Node) -> int:
-    """How many outputs the operator can have: a rule may ask for one that the file leaves out."""
-    return max(len(node.outputs), 5 if not is_variadic(node.domain, node.op_type) else 0)
+        self.sweep.walk(list(self.graph))
+        return [self.sweep.total(value) or self.b.zeros_like(value) for value in self.wrt]

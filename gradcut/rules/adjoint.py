@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 import onnx_ir as ir
 
@@ -12,8 +12,28 @@ from gradcut.ops import Builder, Names, static_dims
 from gradcut.text import join_names
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-#: What a rule yields: the operand, by name or by index, and its cotangent.
-Cotangents = Iterator[tuple[str | int, ir.Value]]
+#: What a rule yields: the operand, by name or by index, or a captured value, and its cotangent.
+Cotangents = Iterator[tuple[str | int | ir.Value, ir.Value]]
+
+
+class Inside(Protocol):
+    """What the engine lends a rule whose node has graphs inside.
+
+    Attributes:
+        active: the values that carry a cotangent, inside bodies too; a rule adds its copies of such values.
+    """
+
+    active: set[ir.Value]
+
+    def differentiate(
+        self,
+        b: Builder,
+        nodes: Sequence[ir.Node],
+        seeds: Iterable[tuple[ir.Value, ir.Value]],
+        wanted: Iterable[ir.Value],
+    ) -> list[ir.Value | None]:
+        """Append the backward of `nodes` to `b`: from cotangents of some values to those of the wanted ones."""
+        ...
 
 
 class Adjoint:
@@ -26,6 +46,8 @@ class Adjoint:
         node: the forward node. b: builds the backward nodes; arithmetic on values works while a rule runs.
         opset: of the model, for messages and for rules that changed.
         finite: whether the cotangents are known to be finite where the forward's values are.
+        captured: the active values from outside that graphs inside the node read; each is wanted.
+        inside: differentiates the graphs inside the node.
     """
 
     def __init__(
@@ -38,10 +60,13 @@ class Adjoint:
         wanted: frozenset[int],
         opset: int,
         finite: bool = False,
+        captured: Sequence[ir.Value] = (),
+        inside: Inside | None = None,
     ) -> None:
         self.node, self.b, self.opset, self.finite = node, b, opset, finite
         self._operands, self._outputs = operands, outputs
         self._cotangents, self.wanted = cotangents, wanted
+        self.captured, self._inside = list(captured), inside
 
     def __getitem__(self, operand: str | int) -> ir.Value:
         """An operand that is there."""
@@ -89,6 +114,15 @@ class Adjoint:
         if others:
             self.refuse(f"its output {others[0]} is differentiated, and only output 0 is covered")
         return self._cotangents[0]
+
+    @property
+    def inside(self) -> Inside:
+        assert self._inside is not None
+        return self._inside
+
+    def graph(self, name: str) -> ir.Graph:
+        """A graph among the attributes."""
+        return self.node.attributes[name].as_graph()
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute's value, lists as tuples."""

@@ -12,17 +12,23 @@ from gradcut.rules.registry import Rule, operand_label
 from gradcut.text import join_names
 
 
-def yielded(rule: Rule, op: Adjoint) -> Iterator[tuple[int, ir.Value]]:
+def yielded(rule: Rule, op: Adjoint) -> Iterator[tuple[int | ir.Value, ir.Value]]:
     """What a rule yields, by the operand's index: each wanted operand once, in its type and shape.
+
+    A captured value stands for itself.
 
     Raises:
         NoGradientError: it does not.
     """
     assert rule.vjp is not None
-    yields, served = rule.vjp(op), set[int]()
+    yields, served, captured = rule.vjp(op), set[int](), set[ir.Value]()
     if not isinstance(yields, Iterable):
         op.refuse("its rule is no generator; it yields (operand, cotangent)")
     for pair in yields:
+        if isinstance(pair, tuple) and len(pair) == 2 and pair[0] in op.captured:
+            captured.add(pair[0])
+            yield pair
+            continue
         index, cotangent = _pair(op, pair)
         if index in served:
             op.refuse(f"its rule yields {operand_label(op.node, index)} twice; add the two up")
@@ -35,6 +41,9 @@ def yielded(rule: Rule, op: Adjoint) -> Iterator[tuple[int, ir.Value]]:
     if served != op.wanted:
         missing = join_names(operand_label(op.node, index) for index in sorted(op.wanted - served))
         op.refuse(f"its rule gives none for {missing}")
+    if captured != set(op.captured):
+        missing = join_names(value.name or "" for value in op.captured if value not in captured)
+        op.refuse(f"its rule gives none for {missing}, which a graph inside it reads")
 
 
 def _pair(op: Adjoint, pair: Any) -> tuple[int, ir.Value]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from gradcut.errors import GradientCheckError, NoGradientError
-from gradcut.passes.differentiate import Reverse
+from gradcut.passes.reverse import Sweep
 from gradcut.rules import REGISTRY, Adjoint, Cotangents
 from gradcut.runtime.check import CheckReport, check_gradients, require
 from tests.rules.sample import build
@@ -158,13 +158,13 @@ def test_transposed_result_of_the_right_shape_is_caught(op: str, rule: Any) -> N
 
 
 def test_lost_contribution_of_a_second_use_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Reverse._sum
+    whole = Sweep.total
 
-    def first_only(self: Reverse, value: ir.Value) -> ir.Value:
-        del self.contributions[value][1:]
+    def first_only(self: Sweep, value: ir.Value) -> ir.Value | None:
+        del self._contributions[value][1:]
         return whole(self, value)
 
     require(report("Tanh-matrix", fan_out=True))
-    monkeypatch.setattr(Reverse, "_sum", first_only)
+    monkeypatch.setattr(Sweep, "total", first_only)
     with pytest.raises(GradientCheckError):
         require(report("Tanh-matrix", fan_out=True))

@@ -1,0 +1,64 @@
+"""If, Loop and Scan. How a body is differentiated stands here; `rerun` is the one place where it happens.
+
+The backward of a body computes the body again, from what went into it, and then walks over these copies in reverse
+(`gradcut.passes.reverse`). So nothing that a body computes is kept, but what went into each turn of a Loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from gradcut.ops import Builder
+from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.registry import rule
+from gradcut.subgraphs import Copy, keep_needed
+
+
+def rerun(
+    op: Adjoint,
+    b: Builder,
+    graph: ir.Graph,
+    given: Mapping[ir.Value, ir.Value],
+    cotangents: Mapping[int, ir.Value],
+    wanted: Sequence[ir.Value],
+) -> list[ir.Value | None]:
+    """Compute a body again in `b`, and its backward behind it.
+
+    Args:
+        given: what stands for the graph's inputs.
+        cotangents: of the graph's outputs, by position; those that are not active are left aside.
+        wanted: inputs of the graph, and values from outside.
+
+    Returns:
+        The cotangent of each wanted value; None is zero.
+    """
+    copy = Copy(b.names, dict(given))
+    nodes = copy.nodes(graph)
+    b.nodes += nodes
+    active = op.inside.active
+    active.update([twin for value, twin in copy.values.items() if value in active])
+    seeds = [(copy.of(graph.outputs[index]), cotangent) for index, cotangent in cotangents.items()]
+    return op.inside.differentiate(b, nodes, seeds, [copy.of(value) for value in wanted])
+
+
+@rule("If", "")
+def if_(op: Adjoint) -> Cotangents:
+    """Y = then() or else(): an If by the same condition, each branch the backward of one, to what both capture."""
+    cotangents = {i: c for i in range(len(op.node.outputs)) if (c := op.cotangent(i)) is not None}
+
+    def backward(branch: str) -> ir.Graph:
+        def build(b: Builder) -> list[ir.Value]:
+            found = rerun(op, b, op.graph(branch), {}, cotangents, op.captured)
+            results = [one or b.zeros_like(value) for one, value in zip(found, op.captured, strict=True)]
+            keep_needed(b, results)
+            return results
+
+        return op.b.body((), build, name=branch)
+
+    branches = {name: backward(name) for name in ("then_branch", "else_branch")}
+    node = op.b.node("If", op["cond"], outputs=len(op.captured), **branches)
+    for value, cotangent in zip(op.captured, node.outputs, strict=True):
+        cotangent.type, cotangent.shape = value.type, value.shape
+        yield value, cotangent

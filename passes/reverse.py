@@ -1,0 +1,200 @@
+"""The reverse walk: nodes from the last to the first, each handed to its rule, which yields its operands' cotangents.
+
+A `Sweep` is one walk over the nodes of one graph. The nodes of a body (If, Loop, Scan) are walked by a sweep of their
+own, whose builder makes the nodes of the backward's body: the rule of the node asks for it, see
+`gradcut.rules.control_flow`. All sweeps of a question share what is active.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from gradcut.dialect import is_mark
+from gradcut.errors import NoGradientError
+from gradcut.ops import Builder, broadcast_shapes, is_float
+from gradcut.rules import REGISTRY, Adjoint, Rule, operand_label
+from gradcut.rules.contract import yielded
+from gradcut.rules.registry import is_variadic, output_name
+from gradcut.subgraphs import captured, inner_graphs
+
+#: Metadata of a backward node: which operand of which forward node it serves.
+ADJOINT = "gradcut.adjoint"
+SUFFIX = "_grad"
+
+
+@dataclass
+class Question:
+    """What all sweeps of one question share.
+
+    Attributes:
+        active: the values that carry a cotangent, those of bodies included.
+        wild: the values whose cotangent may be infinite or NaN though the forward's values are not.
+        owner: for each cotangent that was named after a value: that value.
+    """
+
+    opsets: dict[str, int]
+    active: set[ir.Value]
+    wild: set[ir.Value] = field(default_factory=set)
+    owner: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def differentiate(
+        self,
+        b: Builder,
+        nodes: Sequence[ir.Node],
+        seeds: Iterable[tuple[ir.Value, ir.Value]],
+        wanted: Iterable[ir.Value],
+    ) -> list[ir.Value | None]:
+        """Differentiate the nodes of a body, in `b`.
+
+        Args:
+            seeds: values of the body with a cotangent each.
+
+        Returns:
+            The cotangent of each wanted value; None is zero.
+        """
+        sweep = Sweep(self, b)
+        for value, cotangent in seeds:
+            sweep.add(value, cotangent)
+            self.wild.add(value)
+        sweep.walk(nodes)
+        return [sweep.total(value) for value in wanted]
+
+
+class Sweep:
+    """One reverse walk: contributions by value, and the builder of the backward nodes."""
+
+    def __init__(self, question: Question, b: Builder) -> None:
+        self.question, self.b = question, b
+        self._contributions: dict[ir.Value, list[ir.Value]] = defaultdict(list)
+        self._total: dict[ir.Value, ir.Value] = {}
+
+    def add(self, value: ir.Value, cotangent: ir.Value) -> None:
+        """One more contribution to the cotangent of a value, where that is active."""
+        if value in self.question.active:
+            self._contributions[value].append(cotangent)
+
+    def walk(self, nodes: Sequence[ir.Node]) -> None:
+        """Every node with a cotangent, from the last to the first."""
+        for node in reversed(nodes):
+            totals = {index: self.total(value) for index, value in enumerate(node.outputs)}
+            cotangents = {index: total for index, total in totals.items() if total is not None}
+            if cotangents and not is_mark(node):
+                self._visit(node, cotangents)
+
+    # --- one node --------------------------------------------------------------------------------------------
+
+    def _visit(self, node: ir.Node, cotangents: dict[int, ir.Value]) -> None:
+        wanted = frozenset(i for i in range(len(node.inputs)) if self._wants(node, i, cotangents))
+        outside = [value for value in captured(inner_graphs(node)) if value in self.question.active]
+        if not wanted and not outside:
+            return
+        rule = self._rule(node)
+        wild = any(node.outputs[index] in self.question.wild for index in cotangents)
+        adjoint = Adjoint(
+            node,
+            self.b,
+            {name: index for index, name in enumerate(rule.operands)},
+            {output_name(node, index): index for index in range(_output_count(node))},
+            cotangents,
+            wanted,
+            self.question.opsets[""],
+            finite=not wild,
+            captured=outside,
+            inside=self.question,
+        )
+        if wild or not REGISTRY.bounded(node, rule, wanted):
+            operands = (node.inputs[index] for index in wanted)
+            self.question.wild.update(value for value in (*operands, *outside) if value is not None)
+        for operand, cotangent in self._yields(rule, adjoint):
+            self.add(operand, self._fit(rule, node, operand, cotangent))
+
+    def _rule(self, node: ir.Node) -> Rule:
+        rule = REGISTRY.find(node)
+        if rule is None or rule.vjp is None:
+            op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            opset = self.question.opsets.get(node.domain, self.question.opsets[""])
+            raise NoGradientError(
+                node.name or "",
+                op,
+                opset,
+                "there is no derivative rule for this operator. Freeze what lies before it, stop there with "
+                f"--stop-at {_first_named(node)} (stop_at), or give it a rule with gradcut.register_rule.",
+            )
+        return rule
+
+    def _wants(self, node: ir.Node, index: int, cotangents: dict[int, ir.Value]) -> bool:
+        operand = node.inputs[index]
+        return (
+            operand is not None
+            and operand in self.question.active
+            and is_float(operand)
+            and any(REGISTRY.differentiable(node, index, output) for output in cotangents)
+        )
+
+    def _yields(self, rule: Rule, adjoint: Adjoint) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """Run a rule, and tag its nodes with the operand they serve."""
+        start = len(self.b.nodes)
+        with self.b.arithmetic():
+            for operand, cotangent in yielded(rule, adjoint):
+                self._tag(start, adjoint.node, operand)
+                start = len(self.b.nodes)
+                value = adjoint.node.inputs[operand] if isinstance(operand, int) else operand
+                assert value is not None
+                yield value, cotangent
+                start = len(self.b.nodes)
+
+    def _tag(self, start: int, node: ir.Node, operand: int | ir.Value) -> None:
+        label = operand_label(node, operand) if isinstance(operand, int) else operand.name
+        for built in self.b.nodes[start:]:
+            if built.op_type != "Constant":
+                built.metadata_props[ADJOINT] = f"{node.name}:{label}"
+
+    def _fit(self, rule: Rule, node: ir.Node, operand: ir.Value, cotangent: ir.Value) -> ir.Value:
+        """Undo broadcasting, or set the shape that a rule's result has by contract."""
+        if not rule.broadcasts:
+            if cotangent.shape is None and cotangent.producer() is not None:
+                cotangent.shape = operand.shape
+            return cotangent
+        if cotangent.shape is None:
+            shapes = [value.shape for value in node.inputs if value is not None]
+            cotangent.shape = node.outputs[0].shape or broadcast_shapes(shapes)
+        start = len(self.b.nodes)
+        fitted = self.b.sum_to(cotangent, operand)
+        self._tag(start, node, list(node.inputs).index(operand))
+        return fitted
+
+    # --- adding up -------------------------------------------------------------------------------------------
+
+    def total(self, value: ir.Value) -> ir.Value | None:
+        """The cotangent of a value: its contributions added as a balanced tree, named after it; None is zero."""
+        if value in self._total:
+            return self._total[value]
+        level = self._contributions.get(value, [])
+        if not level:
+            return None
+        while len(level) > 1:
+            pairs = zip(level[::2], level[1::2], strict=False)
+            odd = [level[-1]] if len(level) % 2 else []
+            level = [self.b.op("Add", a, c, dtype=value.dtype, shape=value.shape) for a, c in pairs] + odd
+        cotangent = level[0]
+        producer = cotangent.producer()
+        if producer is not None and producer.op_type != "Constant" and cotangent not in self.question.owner:
+            cotangent.name = self.b.names.fresh(f"{value.name}{SUFFIX}")
+            self.question.owner[cotangent] = value
+        self._total[value] = cotangent
+        return cotangent
+
+
+def _first_named(node: ir.Node) -> str:
+    """The first output of a node that the file does not leave out."""
+    return shlex.quote(next((value.name for value in node.outputs if value.name), ""))
+
+
+def _output_count(node: ir.Node) -> int:
+    """How many outputs the operator can have: a rule may ask for one that the file leaves out."""
+    return max(len(node.outputs), 5 if not is_variadic(node.domain, node.op_type) else 0)
