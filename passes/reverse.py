@@ -62,7 +62,7 @@ class Question:
             sweep.add(value, cotangent)
             self.wild.add(value)
         sweep.walk(nodes)
-        return [sweep.total(value) for value in wanted]
+        return [sweep.total(value, named=False) for value in wanted]  # outside, a value has a cotangent of that name
 
 
 class Sweep:
@@ -170,7 +170,7 @@ class Sweep:
 
     # --- adding up -------------------------------------------------------------------------------------------
 
-    def total(self, value: ir.Value) -> ir.Value | None:
+    def total(self, value: ir.Value, named: bool = True) -> ir.Value | None:
         """The cotangent of a value: its contributions added as a balanced tree, named after it; None is zero."""
         if value in self._total:
             return self._total[value]
@@ -183,7 +183,7 @@ class Sweep:
             level = [self.b.op("Add", a, c, dtype=value.dtype, shape=value.shape) for a, c in pairs] + odd
         cotangent = level[0]
         producer = cotangent.producer()
-        if producer is not None and producer.op_type != "Constant" and cotangent not in self.question.owner:
+        if named and producer is not None and producer.op_type != "Constant" and cotangent not in self.question.owner:
             cotangent.name = self.b.names.fresh(f"{value.name}{SUFFIX}")
             self.question.owner[cotangent] = value
         self._total[value] = cotangent

@@ -1,4 +1,4 @@
-"""If, Loop and Scan. How a body is differentiated stands here; `rerun` is the one place where it happens.
+"""If; and how a body is differentiated, that of a Loop or Scan too: `rerun` is the one place where it happens.
 
 The backward of a body computes the body again, from what went into it, and then walks over these copies in reverse
 (`gradcut.passes.reverse`). So nothing that a body computes is kept, but what went into each turn of a Loop.

@@ -160,9 +160,9 @@ def test_transposed_result_of_the_right_shape_is_caught(op: str, rule: Any) -> N
 def test_lost_contribution_of_a_second_use_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Sweep.total
 
-    def first_only(self: Sweep, value: ir.Value) -> ir.Value | None:
+    def first_only(self: Sweep, value: ir.Value, named: bool = True) -> ir.Value | None:
         del self._contributions[value][1:]
-        return whole(self, value)
+        return whole(self, value, named)
 
     require(report("Tanh-matrix", fan_out=True))
     monkeypatch.setattr(Sweep, "total", first_only)
