@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from gradcut.dialect import declare, is_mark
+from gradcut.errors import GradcutError
 from gradcut.ops import Names
 from gradcut.passes.propagate import main_values
 from gradcut.runtime.replay import hold_draws
@@ -199,7 +201,10 @@ class Differences:
             outputs = program(plain.proto(dtype))(self._widened(plain, dtype))
             held = dict(zip(plain.marked, outputs[len(self.of) + len(self.wrt) :], strict=True))
         ready = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=True)
-        run = program(ready.proto(dtype))
+        inside = any(is_mark(node) for node in self._model.graph.all_nodes() if node.graph is not self._model.graph)
+        if inside and program is not reference:
+            raise GradcutError("marks inside a body are held still in the reference evaluator only")
+        run = reference(ready.proto(dtype), hold=True) if inside else program(ready.proto(dtype))
         fixed = {**self._widened(ready, dtype), **{ready.held[mark]: array for mark, array in held.items()}}
         start = time.process_time()  # of this process: how busy the machine is decides nothing
         base = run(fixed)
@@ -259,7 +264,7 @@ class _Prepared:
             graph.outputs.append(copy)
         declare(self.model)
 
-    def proto(self, dtype: ir.DataType) -> object:
+    def proto(self, dtype: ir.DataType) -> onnx.ModelProto:
         return ir.to_proto(widen(self.model, dtype))
 
     def _input(self, base: str, kind: ir.TypeProtocol | None) -> ir.Value:

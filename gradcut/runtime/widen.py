@@ -90,17 +90,25 @@ def _widen_node(node: ir.Node, to: ir.DataType) -> None:
 # --- running -------------------------------------------------------------------------------------------------
 
 
-def reference(proto: onnx.ModelProto) -> Run:
-    """The model in onnx's reference evaluator: slow, and exact in float64."""
+def reference(proto: onnx.ModelProto, hold: bool = False) -> Run:
+    """The model in onnx's reference evaluator: slow, and exact in float64.
+
+    Args:
+        hold: marks give in every later run what they gave in the first.
+    """
     from onnx.reference import ReferenceEvaluator
 
-    from gradcut.runtime.evaluators import BETTER
+    from gradcut.runtime import control_evaluators, evaluators
 
-    evaluator = ReferenceEvaluator(proto, new_ops=BETTER)
+    held = control_evaluators.Held()
+    better = [*evaluators.BETTER, *control_evaluators.BETTER]
+    evaluator = ReferenceEvaluator(proto, new_ops=[*better, held.mark()] if hold else better)
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         with np.errstate(all="ignore"):
-            return [np.asarray(output) for output in evaluator.run(None, dict(feeds))]
+            outputs = [np.asarray(output) for output in evaluator.run(None, dict(feeds))]
+        held.rewind()
+        return outputs
 
     return run
 
