@@ -27,6 +27,7 @@ from gradcut.passes.specialize import MODES, STATE
 from gradcut.passes.stop_gradient import insert_marks
 from gradcut.request import Request
 from gradcut.spec import match_values
+from gradcut.subgraphs import body_tensors
 from gradcut.text import join_names
 
 
@@ -150,7 +151,8 @@ class Compilation:
         """
         given, places = self.given, self.request.stop_at
         known = main_values(given.graph)
-        if not (known.keys() >= set(trained) and all(_matches(pattern, given.graph) for pattern in places)):
+        there = {*known, *body_tensors(given.graph)} >= set(trained)
+        if not (there and all(_matches(pattern, given.graph) for pattern in places)):
             inline(given)
         unnamed = {node: node.name for node in given.graph.all_nodes()}
         name_nodes(given)  # as the import named them, so that ``value->node`` finds them here too

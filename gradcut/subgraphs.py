@@ -106,3 +106,29 @@ def release(node: ir.Node) -> None:
         for inner in graph.all_nodes():
             inner.resize_inputs(0)
     node.resize_inputs(0)
+
+
+def body_tensors(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The initializers and Constants of the graphs inside a graph, at any depth, each under a name of its own.
+
+    Branches may use one name for different tensors: the first keeps it, the next has the way to it in front, the
+    output of each node and the graph's name among its attributes: ``y/else_branch/w``.
+    """
+    found: dict[str, ir.Value] = {}
+    for path, value in _body_tensors(graph, ""):
+        name = value.name or ""
+        found.setdefault(name if name not in found else f"{path}{name}", value)
+    return found
+
+
+def _body_tensors(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Value]]:
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.is_ref() or attribute.type != ir.AttributeType.GRAPH:
+                continue
+            body = attribute.as_graph()
+            inside = f"{path}{node.outputs[0].name}/{attribute.name}/"
+            yield from ((inside, value) for value in body.initializers.values())
+            constants = (inner for inner in body if (inner.domain, inner.op_type) == ("", "Constant"))
+            yield from ((inside, inner.outputs[0]) for inner in constants)
+            yield from _body_tensors(body, inside)

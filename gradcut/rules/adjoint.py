@@ -12,8 +12,10 @@ from gradcut.ops import Builder, Names, static_dims
 from gradcut.text import join_names
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-#: What a rule yields: the operand, by name or by index, or a captured value, and its cotangent.
-Cotangents = Iterator[tuple[str | int | ir.Value, ir.Value]]
+#: What a rule yields: the operand, by name or by index, and its cotangent.
+Cotangents = Iterator[tuple[str | int, ir.Value]]
+#: What a rule of an operator with graphs inside yields: a captured value too.
+Captures = Iterator[tuple[str | int | ir.Value, ir.Value]]
 
 
 class Inside(Protocol):

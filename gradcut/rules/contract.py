@@ -25,11 +25,11 @@ def yielded(rule: Rule, op: Adjoint) -> Iterator[tuple[int | ir.Value, ir.Value]
     if not isinstance(yields, Iterable):
         op.refuse("its rule is no generator; it yields (operand, cotangent)")
     for pair in yields:
-        if isinstance(pair, tuple) and len(pair) == 2 and pair[0] in op.captured:
-            captured.add(pair[0])
-            yield pair
-            continue
         index, cotangent = _pair(op, pair)
+        if isinstance(index, ir.Value):
+            captured.add(index)
+            yield index, cotangent
+            continue
         if index in served:
             op.refuse(f"its rule yields {operand_label(op.node, index)} twice; add the two up")
         if index not in op.wanted:
@@ -46,10 +46,10 @@ def yielded(rule: Rule, op: Adjoint) -> Iterator[tuple[int | ir.Value, ir.Value]
         op.refuse(f"its rule gives none for {missing}, which a graph inside it reads")
 
 
-def _pair(op: Adjoint, pair: Any) -> tuple[int, ir.Value]:
+def _pair(op: Adjoint, pair: Any) -> tuple[int | ir.Value, ir.Value]:
     if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], ir.Value):
         op.refuse(f"its rule yields {pair!r}; it yields (operand, cotangent), where op.b builds the cotangent")
-    return op.index(pair[0]), pair[1]
+    return (pair[0] if pair[0] in op.captured else op.index(pair[0])), pair[1]
 
 
 def _check_fit(op: Adjoint, index: int, cotangent: ir.Value) -> None:

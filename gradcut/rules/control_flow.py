@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from gradcut.ops import Builder
-from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.adjoint import Adjoint, Captures
 from gradcut.rules.registry import rule
 from gradcut.subgraphs import Copy, keep_needed
 
@@ -44,7 +44,7 @@ def rerun(
 
 
 @rule("If", "")
-def if_(op: Adjoint) -> Cotangents:
+def if_(op: Adjoint) -> Captures:
     """Y = then() or else(): an If by the same condition, each branch the backward of one, to what both capture."""
     cotangents = {i: c for i in range(len(op.node.outputs)) if (c := op.cotangent(i)) is not None}
 
@@ -57,8 +57,8 @@ def if_(op: Adjoint) -> Cotangents:
 
         return op.b.body((), build, name=branch)
 
-    branches = {name: backward(name) for name in ("then_branch", "else_branch")}
-    node = op.b.node("If", op["cond"], outputs=len(op.captured), **branches)
+    then, other = backward("then_branch"), backward("else_branch")
+    node = op.b.node("If", op["cond"], outputs=len(op.captured), then_branch=then, else_branch=other)
     for value, cotangent in zip(op.captured, node.outputs, strict=True):
         cotangent.type, cotangent.shape = value.type, value.shape
         yield value, cotangent

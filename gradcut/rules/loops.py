@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from gradcut.ops import Builder, same_shape
-from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.adjoint import Adjoint, Captures
 from gradcut.rules.control_flow import rerun
 from gradcut.rules.registry import rule
 from gradcut.subgraphs import keep_needed
@@ -66,7 +66,7 @@ class Turns:
 
 
 @rule("Loop", "v_initial")
-def loop(op: Adjoint) -> Cotangents:
+def loop(op: Adjoint) -> Captures:
     """``s = body(turn, s)`` until a condition or a count ends it.
 
     Not covered: a body that draws at random.
@@ -81,7 +81,7 @@ def loop(op: Adjoint) -> Cotangents:
 
 
 @rule("Scan", "initial_state_and_scan_inputs")
-def scan(op: Adjoint) -> Cotangents:
+def scan(op: Adjoint) -> Captures:
     """``s, y[t] = body(s, x[t])`` along axes of the operands x.
 
     Not covered: a body that draws at random.
@@ -134,7 +134,7 @@ class _Backward:
         self.last = op.b.Sub(turns.count, op.b.constant(1))
         self.last.shape = ir.Shape([])
 
-    def cotangents(self) -> Cotangents:
+    def cotangents(self) -> Captures:
         op, b = self.op, self.op.b
         starts = [op.cotangent(state.output) or b.zeros_like(op.out(state.output)) for state in self.states]
         sums = [b.zeros_like(value) for value in op.captured]
@@ -168,12 +168,12 @@ class _Backward:
         wanted = [*(s.given for s in self.states), *op.captured, *(one.value for one in self.sliced)]
         found = rerun(op, b, body, given, seeds, wanted)
         results = [b.constant(True)]
-        for state, cotangent, one in zip(self.states, carried, found, strict=False):
-            results.append(one or b.zeros_like(cotangent if _keeps_shape(state) else given[state.given]))
-        for total, one in zip(carried[count:], found[count:], strict=False):
-            results.append(total if one is None else b.Add(total, one))
-        for sliced, one in zip(self.sliced, found[len(carried) :], strict=True):
-            results.append(one or b.zeros_like(given[sliced.value]))
+        for state, cotangent, mine in zip(self.states, carried, found, strict=False):
+            results.append(mine or b.zeros_like(cotangent if _keeps_shape(state) else given[state.given]))
+        for total, mine in zip(carried[count:], found[count:], strict=False):
+            results.append(total if mine is None else b.Add(total, mine))
+        for sliced, mine in zip(self.sliced, found[len(carried) :], strict=True):
+            results.append(mine or b.zeros_like(given[sliced.value]))
         return self._settled(b, ahead, results, given, turn, at)
 
     def _settled(

@@ -16,9 +16,9 @@ import onnx.defs
 import onnx_ir as ir
 
 from gradcut.errors import SpecError
-from gradcut.rules.adjoint import Adjoint, Cotangents
+from gradcut.rules.adjoint import Adjoint, Captures
 
-VJP = Callable[[Adjoint], Cotangents]
+VJP = Callable[[Adjoint], Captures]
 #: For a node: operand names, separated by blanks, by the name of the output that depends on them alone.
 Outputs = Callable[[ir.Node], Mapping[str, str]]
 

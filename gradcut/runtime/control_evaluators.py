@@ -24,12 +24,13 @@ _UNTOLD = (TensorProto.UNDEFINED, TensorProto.STRING)
 class Loop(PlainLoop):
     """Until the trip count or the condition ends it; what is left out of both ends nothing."""
 
-    def _run(  # type: ignore[override]
+    def _run(
         self, M: Array | None, cond: Array | None, *states: Any, context: Context = None, **_: Any
     ) -> tuple[Any, ...]:
-        names, carried = self.body.input_names, list(states)
+        body: Any = self.body  # type: ignore[attr-defined]
+        names, carried = body.input_names, list(states)
         going, turn = cond is None or bool(cond.item()), 0
-        stacks: list[list[Array]] = [[] for _ in self.body.output_names[1 + len(carried) :]]
+        stacks: list[list[Array]] = [[] for _ in body.output_names[1 + len(carried) :]]
         while going and (M is None or turn < M.item()):
             given = dict(zip(names, (np.array(turn, np.int64), np.array(going), *carried), strict=True))
             flag, *results = self._run_body({**(context or {}), **given})  # type: ignore[attr-defined]
@@ -37,7 +38,7 @@ class Loop(PlainLoop):
             for stack, one in zip(stacks, slices, strict=True):
                 stack.append(one)
             going, turn = bool(np.asarray(flag).item()), turn + 1
-        types = list(self.body.output_types or [])[1 + len(carried) :]
+        types = list(body.output_types or [])[1 + len(carried) :]
         return (*carried, *(_stacked(stack, at, types) for at, stack in enumerate(stacks)))
 
 

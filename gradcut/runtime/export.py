@@ -18,6 +18,7 @@ from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.io import atomic_write, atomic_write_bytes, sync
 from gradcut.passes.emit import strip_marks
 from gradcut.source import MAX_BYTES, TEXT_SUFFIXES, as_text, take_in, weights_size
+from gradcut.subgraphs import body_tensors
 
 Array = np.ndarray[Any, Any]
 
@@ -109,12 +110,22 @@ def _write_back(model: ir.Model, tensors: Mapping[str, Array]) -> None:
             value.const_value = _like(value.const_value, left.pop(name), name)
     for node in model.graph:
         if node.op_type == "Constant" and node.domain == "" and node.outputs[0].name in left:
-            name = node.outputs[0].name or ""
-            before = ir.convenience.get_const_tensor(node.outputs[0])
-            node.attributes.clear()
-            node.attributes.add(ir.AttrTensor("value", _like(before, left.pop(name), name)))
+            _write_constant(node, left.pop(node.outputs[0].name or ""))
+    for name, value in body_tensors(model.graph).items() if left else ():
+        if name not in left:
+            continue
+        if value.is_initializer():
+            value.const_value = _like(value.const_value, left.pop(name), value.name or "")
+        elif (producer := value.producer()) is not None:
+            _write_constant(producer, left.pop(name))
     if left:
         raise ArtifactsError(f"the given model has no tensor {sorted(left)[0]!r} to write back to")
+
+
+def _write_constant(node: ir.Node, array: Array) -> None:
+    before, name = ir.convenience.get_const_tensor(node.outputs[0]), node.outputs[0].name or ""
+    node.attributes.clear()
+    node.attributes.add(ir.AttrTensor("value", _like(before, array, name)))
 
 
 def _like(before: ir.TensorProtocol | None, array: Array, name: str) -> ir.Tensor[Array]:
