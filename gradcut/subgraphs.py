@@ -36,6 +36,31 @@ def _read(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.outputs
 
 
+def every_node(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    """Nodes, and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for graph in inner_graphs(node):
+            yield from graph.all_nodes()
+
+
+#: Operators that draw at random each time they run; Dropout does so in training mode.
+_DRAWING = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+def draws(node: ir.Node) -> bool:
+    """Whether what a node gives may be another when it is run again."""
+    if node.domain:
+        return False
+    if node.op_type != "Dropout":
+        return node.op_type in _DRAWING
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    tensor = None if mode is None else ir.convenience.get_const_tensor(mode)
+    return mode is not None and (tensor is None or bool(tensor.numpy().reshape(-1)[0]))
+
+
 class Copy:
     """Copies nodes, the graphs inside them too, under new names.
 

@@ -43,6 +43,7 @@ from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, 
 from gradcut.passes.hoist import hoist_weights
 from gradcut.passes.kinds import check_kind
 from gradcut.passes.sequences import unpack_sequences
+from gradcut.passes.shapes import infer_bodies
 from gradcut.passes.torch_marks import mark_as_torch
 from gradcut.rules import REGISTRY
 from gradcut.text import nearest
@@ -216,6 +217,11 @@ def _infer(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is not None:
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+    _infer_again(model)
+    infer_bodies(model, _infer_again)
+
+
+def _infer_again(model: ir.Model) -> None:
     known = {value: value.shape for node in model.graph for value in node.outputs}
     inferred = ir.from_proto(_inferred(model))
     for mine, theirs in zip(model.graphs(), inferred.graphs(), strict=True):

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint, Captures
 from gradcut.rules.registry import rule
-from gradcut.subgraphs import Copy, keep_needed
+from gradcut.subgraphs import Copy, draws, every_node, keep_needed
 
 
 def rerun(
@@ -43,16 +43,30 @@ def rerun(
     return op.inside.differentiate(b, nodes, seeds, [copy.of(value) for value in wanted])
 
 
+def settle(op: Adjoint, b: Builder, results: Sequence[ir.Value]) -> None:
+    """Keep of a backward what its results need; a draw among that would be another than the forward's."""
+    keep_needed(b, results)
+    for node in every_node(b.nodes):
+        if draws(node):
+            op.refuse(
+                f"a graph inside it draws at random ({node.op_type}), and its backward would draw anew; put "
+                "the draw before it, or take it out"
+            )
+
+
 @rule("If", "")
 def if_(op: Adjoint) -> Captures:
-    """Y = then() or else(): an If by the same condition, each branch the backward of one, to what both capture."""
+    """Y = then() or else(): an If by the same condition, each branch the backward of one, to what both capture.
+
+    Not covered: a branch that draws at random.
+    """
     cotangents = {i: c for i in range(len(op.node.outputs)) if (c := op.cotangent(i)) is not None}
 
     def backward(branch: str) -> ir.Graph:
         def build(b: Builder) -> list[ir.Value]:
             found = rerun(op, b, op.graph(branch), {}, cotangents, op.captured)
             results = [one or b.zeros_like(value) for one, value in zip(found, op.captured, strict=True)]
-            keep_needed(b, results)
+            settle(op, b, results)
             return results
 
         return op.b.body((), build, name=branch)

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from gradcut.ops import Builder, same_shape
 from gradcut.rules.adjoint import Adjoint, Captures
-from gradcut.rules.control_flow import rerun
+from gradcut.rules.control_flow import rerun, settle
 from gradcut.rules.registry import rule
-from gradcut.subgraphs import keep_needed
+from gradcut.subgraphs import Copy
 
 #: As an end of a Slice that goes backwards: the first element too.
 _BEFORE_ALL = -(2**63) + 1
@@ -187,27 +187,71 @@ class _Backward:
     ) -> list[ir.Value]:
         """Put what went into this turn in the place of its stand-ins, as far as it is needed."""
         before, b.nodes[:] = b.nodes[:ahead], b.nodes[ahead:]
-        keep_needed(b, results)
+        settle(self.op, b, results)
         front = Builder(b.names, prefix=b.prefix)
-        for value, stand_in in given.items():
-            if stand_in.uses():
-                ir.convenience.replace_all_uses_with(stand_in, self._saved(front, value, turn, at))
+        needed = [value for value in given if given[value].uses()]
+        sequences = self._recorded([value for value in needed if self._varies(value)])
+        for value in needed:
+            if value in sequences:
+                saved = front.op("SequenceAt", sequences[value], at, dtype=value.dtype, shape=value.shape)
+            else:
+                saved = self._saved(front, value, turn, at)
+            ir.convenience.replace_all_uses_with(given[value], saved)
         b.nodes[:] = [*before, *front.nodes, *b.nodes]
         return results
 
     def _saved(self, b: Builder, value: ir.Value, turn: ir.Value, at: ir.Value) -> ir.Value:
-        """What an input of the body was in the turn `at`."""
+        """What an input of the body, of one shape in every turn, was in the turn `at`."""
         for one in self.turns.operands:
             if one.value is value:
                 return _slice(b, one, self.op[one.place], turn if one.backwards else at)
         for state in self.turns.states:
             if state.given is value and _origin(state.result) is value:
                 return self.op[state.operand]  # the same in every turn
-        if not isinstance(value.type, ir.TensorType):
-            self.op.refuse(f"its body carries {value.name!r}, which is no tensor, and the backward needs it")
         if value not in self.stacks:
             self.stacks[value] = _stack(self.op, self.turns.body, value, self.turns.shift)
         return _slice(b, Sliced(0, value, 0, False), self.stacks[value], at)
+
+    # --- states that change their shape -------------------------------------------------------------------------
+
+    def _varies(self, value: ir.Value) -> bool:
+        """Whether an input of the body may have another shape in each turn, so that it cannot be stacked."""
+        states = [s for s in self.turns.states if s.given is value and _origin(s.result) is not value]
+        if states and not isinstance(value.type, ir.TensorType):
+            self.op.refuse(f"its body carries {value.name!r}, which is no tensor, and the backward needs it")
+        return self.op.node.op_type == "Loop" and any(not _keeps_shape(state) for state in states)
+
+    def _recorded(self, values: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+        """What such values were in each turn, as sequences: by the Loop once more, which carries them along."""
+        if not values:
+            return {}
+        b, body, states = self.op.b, self.turns.body, self.turns.states
+        kinds = [ir.SequenceType(ir.TensorType(value.dtype or ir.DataType.FLOAT)) for value in values]
+        records = [ir.Value(name=f"{value.name}_turns", type=kind) for value, kind in zip(values, kinds, strict=True)]
+
+        def turn(inner: Builder, *given: ir.Value) -> list[ir.Value]:
+            now = dict(zip(body.inputs, given, strict=False))
+            copy = Copy(inner.names, dict(now))
+            inner.nodes += copy.nodes(body)
+            results = [copy.of(value) for value in body.outputs[: len(states) + 1]]
+            for value, record in zip(values, given[len(body.inputs) :], strict=True):
+                results.append(inner.op("SequenceInsert", record, now[value]))
+                results[-1].type = record.type
+            settle(self.op, inner, results)
+            return results
+
+        starts = [self.op[state.operand] for state in states]
+        empty = [b.op("SequenceEmpty", dtype=value.dtype) for value in values]
+        for start, kind in zip(empty, kinds, strict=True):
+            start.type = kind
+        graph = b.body([*body.inputs, *records], turn, name="record")
+        count = len(states) + len(values)
+        node = b.node("Loop", self.turns.count, None, *starts, *empty, body=graph, outputs=count)
+        for output, value in zip(node.outputs, [*(state.given for state in states), *records], strict=True):
+            output.type = value.type
+        return dict(zip(values, node.outputs[len(states) :], strict=True))
+
+    # --- operands that were sliced ------------------------------------------------------------------------------
 
     def _unsliced(self, one: Sliced, stacked: ir.Value) -> ir.Value:
         """The cotangent of a sliced operand, of slices as the backward's turns gave them."""
