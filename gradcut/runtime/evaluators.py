@@ -13,6 +13,8 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as PlainMaxPool
 
+from gradcut.runtime.recurrent import GRU, LSTM, RNN
+
 Array = np.ndarray[Any, Any]
 Sizes = Sequence[int] | None
 
@@ -98,7 +100,7 @@ class MaxPool(PlainMaxPool):
         return (seen.max(axis=tuple(range(x.ndim, seen.ndim))),)
 
 
-BETTER: list[type[OpRun]] = [Erf, Gelu, GatherElements, GlobalMaxPool, Conv, MaxPool]
+BETTER: list[type[OpRun]] = [Erf, Gelu, GatherElements, GlobalMaxPool, Conv, MaxPool, RNN, GRU, LSTM]
 
 
 def _erf(x: Array) -> Array:
