@@ -42,6 +42,7 @@ from gradcut.passes.consistency import check_operators, check_shapes, check_type
 from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
 from gradcut.passes.hoist import hoist_weights
 from gradcut.passes.kinds import check_kind
+from gradcut.passes.layouts import time_first
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.shapes import infer_bodies
 from gradcut.passes.torch_marks import mark_as_torch
@@ -72,6 +73,7 @@ class Import(Pass):
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
         _take_apart(model)
+        time_first(model)
         _unshadow(model.graph)
         name_nodes(model)
         hoist_weights(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import onnx_ir as ir
@@ -116,7 +117,7 @@ class LSTMCell(Cell):
 
     def _factors(self) -> tuple[ir.Value, ir.Value, ir.Value]:
         """By which dC and dH' give D, dH' goes into dC, and dC goes on."""
-        b, function = self.b, self.functions[2]
+        b, function = self.b, replace(self.functions[2], clip=None)
         (i, of_i), (o, of_o), (g, of_g) = self.i, self.o, self.g
         h = function(b, self.C)
         to_o, into = h * of_o, o * function.slope(b, self.C, h)

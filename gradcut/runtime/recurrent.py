@@ -1,8 +1,8 @@
 """RNN, GRU and LSTM for onnx's reference evaluator, by their operator pages; its own run forward, with few attributes.
 
 Where a page leaves a choice, ONNX Runtime's is taken: numbers in `activation_alpha` and `activation_beta` go to the
-functions that have such a number alone, `clip` bounds the cell that the hidden state is made of (but not the cell
-that is kept), a coupled forget gate is one minus the input gate, and what is left of an empty sequence is zero.
+functions that have such a number alone, which are zeros for some where the lists end, `clip` does not bound the cell
+before h, a coupled forget gate is one minus the input gate, and what is left of an empty sequence is zero.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FUNCTIONS: dict[str, tuple[Callable[[Array, float, float], Array], float | None
 class _Recurrent(OpRun):
     """One layer: `_step` is its cell."""
 
-    gates, states, defaults = 1, 1, ("Tanh",)
+    gates, states, defaults, unclipped = 1, 1, ("Tanh",), 0
 
     def _run(  # type: ignore[override]
         self,
@@ -55,7 +55,7 @@ class _Recurrent(OpRun):
         X = swap(X)
         lens = np.full(X.shape[1], X.shape[0]) if sequence_lens is None else sequence_lens
         direction = attributes.get("direction") or "forward"
-        functions = list(_functions(attributes, self.defaults * len(W)))
+        functions = list(_functions(attributes, self.defaults * len(W), self.unclipped))
         given = [swap(initial_h), swap(initial_c)][: self.states]
         found = []
         for d in range(len(W)):
@@ -91,18 +91,19 @@ def _walk(
     return (Y, *(np.where(lens[:, None] > 0, value, 0) for value in state))
 
 
-def _functions(attributes: dict[str, Any], defaults: Sequence[str]) -> Iterator[Function]:
-    """The activations in order, clipped before; each takes its numbers from what those before it left."""
+def _functions(attributes: dict[str, Any], defaults: Sequence[str], unclipped: int) -> Iterator[Function]:
+    """The activations in order, clipped before, save every `unclipped`th; each takes its numbers from what is left."""
     given = {key: list(attributes.get(f"activation_{key}") or ()) for key in ("alpha", "beta")}
-    clip = attributes.get("clip") or np.inf
+    bound = attributes.get("clip") or np.inf
 
     def take(key: str, default: float | None) -> float:
         return float(given[key].pop(0) if default is not None and given[key] else default or 0.0)
 
-    for name in attributes.get("activations") or defaults:
+    for at, name in enumerate(attributes.get("activations") or defaults):
         function, alpha, beta = _FUNCTIONS[name.lower()]
         numbers = take("alpha", alpha), take("beta", beta)
-        yield lambda x, f=function, ab=numbers: f(np.clip(x, -clip, clip), *ab)  # type: ignore[misc]
+        clip = np.inf if unclipped and (at + 1) % unclipped == 0 else bound
+        yield lambda x, f=function, ab=numbers, c=clip: f(np.clip(x, -c, c), *ab)  # type: ignore[misc]
 
 
 class RNN(_Recurrent):
@@ -133,7 +134,7 @@ class GRU(_Recurrent):
 
 
 class LSTM(_Recurrent):
-    gates, states, defaults = 4, 2, ("Sigmoid", "Tanh", "Tanh")
+    gates, states, defaults, unclipped = 4, 2, ("Sigmoid", "Tanh", "Tanh"), 3
 
     def _cell(self, W, R, B, P, functions, attributes):  # type: ignore[no-untyped-def]
         b, (f, g, h, *_) = sum(self._biases(R, B)), functions
