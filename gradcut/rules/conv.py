@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import onnx_ir as ir
 
-from gradcut.ops import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
+from gradcut.rules.window import (
+    Window,
+    late_reach,
+    late_shared_out,
+    pad_spatial,
+    padded,
+    plain_window,
+    shared_out,
+    spatial_sizes,
+    unpadded,
+    window_attributes,
+    windows,
+)
 
 
 @rule("Conv", "X W B", weights="W B")
 def conv(op: Adjoint) -> Cotangents:
-    """dX, dW as adjoint ops (their lowering is chosen by shape), dB = sum of dY over all but channels.
-
-    Not covered: auto_pad SAME with a stride over a dimension known only at run time, or with a kernel of unknown shape.
-    """
-    b, X, W, dY = op.b, op["X"], op["W"], op.dY
+    """dX, dW as adjoint ops (their lowering is chosen by shape), dB = sum of dY over all but channels."""
+    W, dY = op["W"], op.dY
     if op.wants("B"):
-        axes = [0, *range(2, op.rank("X"))]
-        yield "B", b.op("ReduceSum", dY, b.ints(axes), keepdims=0, shape=op["B"].shape)
+        yield "B", _bias(op)
     if not op.wants("X", "W"):
         return
-    window = window_attributes(op, "W")
+    window, late = window_attributes(op, "W")
+    X = padded(op, late)
     if op.wants("X"):
-        yield "X", _adjoint(op, "ConvInputGrad", dY, W, X, window)
+        yield "X", unpadded(op, _adjoint(op, "ConvInputGrad", dY, W, X, window), late)
     if op.wants("W"):
         yield "W", _adjoint(op, "ConvWeightGrad", dY, X, W, window)
+
+
+def _bias(op: Adjoint) -> ir.Value:
+    axes = [0, *range(2, op.rank("X"))]
+    return op.b.op("ReduceSum", op.dY, op.b.ints(axes), keepdims=0, shape=op["B"].shape)
 
 
 def _adjoint(op: Adjoint, kind: str, dY: ir.Value, other: ir.Value, target: ir.Value, window: Window) -> ir.Value:
@@ -48,16 +60,18 @@ def _adjoint(op: Adjoint, kind: str, dY: ir.Value, other: ir.Value, target: ir.V
 def conv_transpose(op: Adjoint) -> Cotangents:
     """Its adjoint is the convolution: dX = Conv(dY, W), dW is Conv's with X for the cotangent.
 
-    Not covered: output_shape over a dimension known only at run time, or beyond the windows' reach; auto_pad SAME with
-    a kernel of unknown shape.
+    Where the pads are known only at run time, or negative because the output asked for is larger than the windows
+    reach, dY is first brought into the frame of all windows.
     """
     b, X, W, dY = op.b, op["X"], op["W"], op.dY
     if op.wants("B"):
-        axes = [0, *range(2, op.rank("X"))]
-        yield "B", b.op("ReduceSum", dY, b.ints(axes), keepdims=0, shape=op["B"].shape)
+        yield "B", _bias(op)
     if not op.wants("X", "W"):
         return
-    window = window_attributes(op, "W", _transposed_pads)
+    window, fits = _transposed_window(op)
+    if not fits:
+        dY = _framed(op, window)
+        window["pads"] = [0] * len(window["pads"])
     if op.wants("X"):
         shared = {name: window[name] for name in ("strides", "pads", "dilations")}
         full = b.op("Conv", dY, W, group=op.attr("group", 1), **shared)
@@ -70,78 +84,49 @@ def conv_transpose(op: Adjoint) -> Cotangents:
         yield "W", _adjoint(op, "ConvWeightGrad", X, dY, W, window)
 
 
-Window = dict[str, list[int]]
+def _transposed_window(op: Adjoint) -> tuple[Window, bool]:
+    """The windows with their pads, and whether those are known and not negative."""
+    window = plain_window(op, "W")
+    if _pads_are_said(op):
+        return window, min(window["pads"], default=0) >= 0
+    totals = _transposed_totals(op, window)
+    if totals is None or min(totals) < 0:
+        return window, False
+    window["pads"] = shared_out(op, totals)
+    return window, True
 
 
-def window_attributes(
-    op: Adjoint, kernel: str | None = None, auto_pads: Callable[[Adjoint, Window], list[int]] | None = None
-) -> Window:
-    """Strides, dilations and explicit pads of a convolution or a pool, and its kernel_shape where that is known.
-
-    Args:
-        kernel: the operand that has the kernel's shape, where no attribute says it.
-        auto_pads: the pads of auto_pad=SAME_* and of output_shape; by default those of a convolution.
-    """
-    spatial = op.rank("X") - 2
-    window = {
-        "strides": list(op.attr("strides") or [1] * spatial),
-        "dilations": list(op.attr("dilations") or [1] * spatial),
-        "pads": list(op.attr("pads") or [0] * (2 * spatial)),
-    }
-    size = op.attr("kernel_shape")
-    if size is None and kernel is not None:
-        shape = static_dims(op[kernel].shape)
-        size = None if shape is None else shape[2:]
-    if size is not None:
-        window["kernel_shape"] = list(size)
-    if op.attr("auto_pad", "NOTSET") == "VALID":
-        window["pads"] = [0] * (2 * spatial)
-    elif op.attr("auto_pad", "NOTSET") != "NOTSET" or op.attr("output_shape") is not None:
-        if "kernel_shape" not in window:
-            op.refuse("its pads depend on the shape of its kernel, which is known only at run time")
-        window["pads"] = (auto_pads or _same_pads)(op, window)
-    return window
+def _pads_are_said(op: Adjoint) -> bool:
+    return op.attr("output_shape") is None and not str(op.attr("auto_pad", "NOTSET")).startswith("SAME")
 
 
-def _same_pads(op: Adjoint, window: Window) -> list[int]:
-    """As the ONNX page of Conv: the output is ceil(input / stride)."""
-    totals = []
-    for axis, (k, stride, dilation) in enumerate(_windows(window), start=2):
-        reach, dim = (k - 1) * dilation + 1, (op["X"].shape or ())[axis]
-        if stride == 1:
-            totals.append(reach - 1)
-        elif isinstance(dim, int):
-            totals.append(max(0, (-(-dim // stride) - 1) * stride + reach - dim))
-        else:
-            op.refuse(f"auto_pad with stride {stride} over a dimension that is known only at run time")
-    return _shared_out(op, totals)
-
-
-def _transposed_pads(op: Adjoint, window: Window) -> list[int]:
+def _transposed_totals(op: Adjoint, window: Window) -> list[int] | None:
     """As the ONNX page of ConvTranspose: the output is input * stride, or the output_shape said."""
-    totals = []
+    if "kernel_shape" not in window:
+        return None
+    totals, said = [], op.attr("output_shape")
     extra = op.attr("output_padding") or [0] * len(window["strides"])
-    said = op.attr("output_shape")
-    for axis, (k, stride, dilation) in enumerate(_windows(window)):
+    for axis, (k, stride, dilation) in enumerate(windows(window)):
         full = (k - 1) * dilation + 1 + extra[axis]
+        dim = (op["X"].shape or ())[axis + 2]
         if said is None:
             totals.append(full - stride)
-            continue
-        dim = (op["X"].shape or ())[axis + 2]
-        if not isinstance(dim, int):
-            op.refuse("output_shape over a dimension that is known only at run time")
-        totals.append(stride * (dim - 1) + full - list(said)[axis - len(window["strides"])])
-    if min(totals) < 0:
-        op.refuse(f"its pads would be negative ({totals}): the output asked for is larger than the windows reach")
-    return _shared_out(op, totals)
+        elif isinstance(dim, int):
+            totals.append(stride * (dim - 1) + full - said[axis - len(window["strides"])])
+        else:
+            return None
+    return totals
 
 
-def _windows(window: Window) -> Iterator[tuple[int, int, int]]:
-    return zip(window["kernel_shape"], window["strides"], window["dilations"], strict=True)
-
-
-def _shared_out(op: Adjoint, totals: list[int]) -> list[int]:
-    """An odd pad goes to the end for SAME_UPPER, to the beginning otherwise."""
-    smaller = [total // 2 for total in totals]
-    larger = [total - total // 2 for total in totals]
-    return smaller + larger if op.attr("auto_pad", "NOTSET") == "SAME_UPPER" else larger + smaller
+def _framed(op: Adjoint, window: Window) -> ir.Value:
+    """dY in the frame that all windows reach together: what is outside is cut, what is missing is zero."""
+    b, strides = op.b, op.b.ints(window["strides"])
+    reached = (spatial_sizes(b, op["X"]) - 1) * strides + late_reach(b, window, op["W"])
+    size = spatial_sizes(b, op.dY)
+    if _pads_are_said(op):
+        begins = b.ints(window["pads"][: len(window["strides"])])
+    else:
+        extra = b.ints(op.attr("output_padding") or [0] * len(window["strides"]))
+        shared = late_shared_out(op, reached + extra - size)
+        begins = b.Slice(shared, b.ints([0]), b.ints([len(window["strides"])]))
+    return pad_spatial(b, op.dY, begins, reached - begins - size)

@@ -11,26 +11,38 @@ import onnx_ir as ir
 
 from gradcut.ops import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
-from gradcut.rules.conv import Window, window_attributes
 from gradcut.rules.registry import rule
+from gradcut.rules.window import LatePads, Window, padded, spatial_sizes, unpadded, window_attributes
 
 
 @rule("MaxPool", "X")
 def max_pool(op: Adjoint) -> Cotangents:
-    """Each cotangent goes to the first maximum of its window (torch's convention), by the forward's Indices.
-
-    Not covered: storage_order 1.
-    """
-    if op.attr("storage_order", 0):
-        op.refuse("storage_order=1 has no rule")
+    """Each cotangent goes to the first maximum of its window (torch's convention), by the forward's Indices."""
     b, X = op.b, op["X"]
     indices = op.out("Indices")
     indices.dtype = ir.DataType.INT64
     indices.shape = op.out().shape
-    static = X.shape is not None and static_dims(ir.Shape(list(X.shape)[2:])) is not None
-    dY, window = op.wide(op.dY), window_attributes(op) if static else {}  # the window is for lowerings alone
+    if op.attr("storage_order", 0):
+        indices = _first_axis_slowest(op, indices)
+    window, late = ({}, None) if X.shape is None else window_attributes(op)
+    window = {} if late is not None else window  # it is for lowerings alone
+    dY = op.wide(op.dY)
     added = b.op("MaxPoolGrad", dY, indices, b.shape_of(X), domain="gradcut", dtype=dY.dtype, shape=X.shape, **window)
     yield "X", b.Cast(added, to=X.dtype)
+
+
+def _first_axis_slowest(op: Adjoint, indices: ir.Value) -> ir.Value:
+    """Flat places whose first spatial axis is the fastest (storage_order 1), as those of storage_order 0."""
+    b, X, count = op.b, op["X"], op.rank("X") - 2
+    size = spatial_sizes(b, X)
+    sizes = [b.Slice(size, b.ints([axis]), b.ints([axis + 1])) for axis in range(count)]
+    places = b.op("ReduceProd", size, keepdims=1, shape=ir.Shape([1]))
+    rest = b.Mod(indices, places)
+    result = (indices - rest) / places
+    for axis in range(count):
+        result = result * sizes[axis] + b.Mod(rest, sizes[axis])
+        rest = rest / sizes[axis]
+    return result
 
 
 @rule("MaxUnpool", "X")
@@ -43,27 +55,30 @@ def max_unpool(op: Adjoint) -> Cotangents:
 
 @rule("AveragePool", "X")
 def average_pool(op: Adjoint) -> Cotangents:
-    """The cotangent over the window's count, spread over the window.
-
-    Not covered: auto_pad SAME with a stride over a dimension known only at run time.
-    """
-    b, X = op.b, op["X"]
-    window = window_attributes(op)
-    uncounted = any(window["pads"]) and not op.attr("count_include_pad", 0)
-    if uncounted or op.attr("ceil_mode", 0):
-        divided = op.dY / _counts(op, window)
+    """The cotangent over the window's count, spread over the window."""
+    window, late = window_attributes(op)
+    uncounted = (any(window["pads"]) or late is not None) and not op.attr("count_include_pad", 0)
+    if uncounted or (op.attr("ceil_mode", 0) and late is None):
+        divided = op.dY / _counts(op, window, late)
     else:
         divided = op.dY * (1.0 / math.prod(window["kernel_shape"]))
+    yield "X", spread(op, divided, window, late)
+
+
+def spread(op: Adjoint, value: ir.Value, window: Window, late: LatePads) -> ir.Value:
+    """Each element of `value`, one a window, added at every place of X that its window reads."""
+    b, X = op.b, padded(op, late)
     shape = b.shape_of(X)
-    yield "X", b.op("AveragePoolGrad", divided, shape, domain="gradcut", dtype=X.dtype, shape=X.shape, **window)
+    added = b.op("AveragePoolGrad", value, shape, domain="gradcut", dtype=value.dtype, shape=X.shape, **window)
+    return unpadded(op, added, late)
 
 
-def _counts(op: Adjoint, window: Window) -> ir.Value:
+def _counts(op: Adjoint, window: Window, late: LatePads) -> ir.Value:
     """How many elements each window counts, [*O]: a product over the axes.
 
     Windows reach over the end in ceil_mode, where nothing counts; pads count with count_include_pad.
     """
-    lines = [_line_counts(op, window, axis) for axis in range(len(window["strides"]))]
+    lines = [_line_counts(op, window, axis, late) for axis in range(len(window["strides"]))]
     arrays = [line for line in lines if not isinstance(line, ir.Value)]
     if len(arrays) == len(lines):
         return op.b.constant(functools.reduce(np.multiply.outer, arrays), op["X"].dtype)
@@ -77,18 +92,20 @@ def _counts(op: Adjoint, window: Window) -> ir.Value:
     return total
 
 
-def _line_counts(op: Adjoint, window: Window, axis: int) -> np.ndarray[Any, Any] | ir.Value:
+def _line_counts(op: Adjoint, window: Window, axis: int, late: LatePads) -> np.ndarray[Any, Any] | ir.Value:
     """Along one spatial axis: for each window, its places that are inside."""
     b, kind = op.b, ir.DataType.INT64
     stride, pads = window["strides"][axis], (window["pads"][axis], window["pads"][axis + len(window["strides"])])
     offsets = np.arange(window["kernel_shape"][axis]) * window["dilations"][axis] - pads[0]
     low, high = (-pads[0], pads[1]) if op.attr("count_include_pad", 0) else (0, 0)
     dims = [shape[axis + 2] if shape is not None else None for shape in (op["X"].shape, op.out().shape)]
-    if isinstance(dims[0], int) and isinstance(dims[1], int):
+    if late is None and isinstance(dims[0], int) and isinstance(dims[1], int):
         places = np.arange(dims[1])[:, None] * stride + offsets
         return np.asarray(np.sum((places >= low) & (places < dims[0] + high), axis=1))
     zero, count = b.constant(0, kind), b.op("Squeeze", b.dim(op.out(), axis + 2))
     starts = b.Range(zero, count, b.constant(1, kind), dtype=kind) * stride
+    if late is not None:
+        starts = starts - b.Slice(late, b.ints([axis]), b.ints([axis + 1]))
     places = b.Unsqueeze(starts, b.ints([1])) + b.ints(offsets)
     inside = b.And(b.GreaterOrEqual(places, low), b.Less(places, b.dim(op["X"], axis + 2) + high))
     return b.ReduceSum(b.Cast(inside, to=op["X"].dtype), b.ints([1]), keepdims=0)

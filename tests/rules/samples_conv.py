@@ -38,9 +38,10 @@ def _conv() -> Iterator[Sample]:
     yield _one("Conv", "line_groups", (2, 4, 7), (4, 1, 3), group=4, dilations=[2], pads=[2, 1])
     yield _one("Conv", "volume", (1, 2, 4, 4, 5), (3, 2, 2, 3, 2), True, strides=[1, 2, 1], pads=[0, 1, 0, 1, 1, 0])
     for mode in ("SAME_UPPER", "SAME_LOWER", "VALID"):
-        known = "" if mode == "VALID" else "X W"
-        yield _one("Conv", mode, (1, 2, 6, 7), (2, 2, 3, 2), auto_pad=mode, strides=[2, 2], known=known)
-        yield _one("Conv", f"{mode}_even", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad=mode, known="W")
+        yield _one("Conv", mode, (1, 2, 6, 7), (2, 2, 3, 2), auto_pad=mode, strides=[2, 2])
+        yield _one("Conv", f"{mode}_known", (1, 2, 6, 7), (2, 2, 3, 2), auto_pad=mode, strides=[2, 2], known="X W")
+        yield _one("Conv", f"{mode}_even", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad=mode)
+        yield _one("Conv", f"{mode}_sparse", (1, 2, 7, 8), (2, 1, 1, 2), auto_pad=mode, strides=[3, 4], group=2)
     yield _one("Conv", "kernel_shape", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad="SAME_UPPER", kernel_shape=[2, 4])
 
 
@@ -58,7 +59,13 @@ def _conv_transpose() -> Iterator[Sample]:
     yield _one(op, "line", (2, 3, 4), (3, 2, 3), True, strides=[2])
     yield _one(op, "volume", (1, 2, 2, 3, 2), (2, 2, 2, 2, 3), True, strides=[2, 1, 1])
     for mode in ("SAME_UPPER", "SAME_LOWER", "VALID"):
-        known = "" if mode == "VALID" else "W"
-        yield _one(op, mode, (1, 2, 3, 4), (2, 2, 3, 4), True, auto_pad=mode, strides=[2, 1], known=known)
-    shape = {"output_shape": [6, 8], "known": "X W", "dtypes": "float16"}
-    yield _one(op, "output_shape", (1, 2, 3, 4), (2, 2, 3, 3), strides=[2, 2], **shape)
+        yield _one(op, mode, (1, 2, 3, 4), (2, 2, 3, 4), True, auto_pad=mode, strides=[2, 1])
+        yield _one(op, f"{mode}_known", (1, 2, 3, 4), (2, 2, 3, 4), True, auto_pad=mode, strides=[2, 1], known="W")
+    image, half = ((1, 2, 3, 4), (2, 2, 3, 3)), {"strides": [2, 2], "dtypes": "float16"}
+    for name, shape in {"smaller": [6, 8], "exact": [7, 9], "larger": [8, 10], "uneven": [5, 6]}.items():
+        yield _one(op, f"output_shape_{name}", *image, True, output_shape=shape, **half)
+        yield _one(op, f"output_shape_{name}_upper", *image, output_shape=shape, auto_pad="SAME_UPPER", **half)
+    padding = {"output_shape": [6, 9], "output_padding": [1, 0]}
+    yield _one(op, "output_shape_padding", *image, known="X W", **padding, **half)
+    yield _one(op, "output_shape_line", (1, 2, 3), (2, 2, 2), output_shape=[6], strides=[3], dtypes="float16")
+    yield _one(op, "output_shape_groups", (2, 4, 3), (4, 1, 2), output_shape=[6], strides=[2], group=2, dtypes="float16")

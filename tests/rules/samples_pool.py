@@ -32,6 +32,14 @@ def _max_pool() -> Iterator[Sample]:
     yield sample("MaxPool", "line", distinct(2, 3, 7), kernel_shape=[3], strides=[2], pads=[1, 0])
     yield sample("MaxPool", "volume", distinct(1, 2, 4, 3, 4), kernel_shape=[2, 2, 2], strides=[2, 1, 2])
     yield sample("MaxPool", "indices", distinct(1, 2, 4, 4), **square, outputs=2)
+    for name, shape in {"line": (2, 3, 7), "image": (2, 3, 5, 4), "volume": (1, 2, 3, 4, 5)}.items():
+        rank = len(shape) - 2
+        attributes = {"kernel_shape": [2] * rank, "strides": [2] * rank, "storage_order": 1, "needs_rank": True}
+        yield sample("MaxPool", f"columns_first_{name}", distinct(*shape), **attributes)
+        yield sample("MaxPool", f"columns_first_{name}_indices", distinct(*shape), outputs=2, **attributes)
+    shared = {"kernel_shape": [2, 3], "outputs": 2}
+    yield sample("MaxPool", "indices_dilated", distinct(1, 2, 6, 7), dilations=[2, 2], **shared)
+    yield sample("MaxPool", "indices_ceil", distinct(1, 2, 5, 6), strides=[2, 2], ceil_mode=1, **shared)
     for mode in ("SAME_UPPER", "SAME_LOWER", "VALID"):
         yield sample("MaxPool", mode, distinct(1, 2, 5, 5), **square, strides=[2, 2], auto_pad=mode)
 
@@ -52,10 +60,12 @@ def _average_pool() -> Iterator[Sample]:
     yield _average("volume", (1, 2, 4, 3, 4), kernel_shape=[2, 2, 2], strides=[2, 1, 2], pads=[0, 1, 0, 1, 0, 0])
     yield _average("volume_ceil", (1, 1, 4, 3, 5), kernel_shape=[2, 2, 2], strides=[2, 2, 2], ceil_mode=1)
     for mode in ("SAME_UPPER", "SAME_LOWER", "VALID"):
-        known = "" if mode == "VALID" else "X"
-        shared = {"kernel_shape": [2, 3], "auto_pad": mode}
-        yield sample(op, mode, normal(1, 2, 5, 5), strides=[2, 2], known=known, needs_rank=True, **shared)
-        yield _average(f"{mode}_dense", (1, 2, 5, 5), **shared)
+        for include in (0, 1):
+            shared = {"kernel_shape": [2, 3], "auto_pad": mode, "count_include_pad": include}
+            yield _average(f"{mode}_{include}", (1, 2, 5, 5), strides=[2, 2], **shared)
+            yield _average(f"{mode}_dense_{include}", (1, 2, 5, 5), **shared)
+    yield _average("sparse_same", (1, 2, 7, 5), kernel_shape=[1, 2], strides=[3, 2], auto_pad="SAME_LOWER")
+    yield _average("single", (1, 1, 1, 1), kernel_shape=[1, 1])
 
 
 def _average(name: str, shape: tuple[int, ...], **attributes: object) -> Sample:

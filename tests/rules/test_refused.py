@@ -18,27 +18,6 @@ UP = np.array([1.0, 1.0, 2.0, 2.0], np.float32)
 INDEX = ints(0, 1).reshape(2, 1)
 
 REFUSED: list[tuple[Sample, str, str]] = [
-    (sample("MaxPool", "columns_first", IMAGE, storage_order=1, **WINDOW), "static", "storage_order=1 has no rule"),
-    (
-        sample("AveragePool", "same", IMAGE, auto_pad="SAME_UPPER", **WINDOW),
-        "dynamic",
-        "auto_pad with stride 2 over a dimension that is known only at run time",
-    ),
-    (
-        sample("Conv", "same", IMAGE, normal(2, 2, 3, 3), auto_pad="SAME_LOWER"),
-        "dynamic",
-        "its pads depend on the shape of its kernel, which is known only at run time",
-    ),
-    (
-        sample("ConvTranspose", "far", IMAGE, normal(2, 2, 2, 2), output_shape=[7, 6], known="X W"),
-        "static",
-        "its pads would be negative ([-1, 0]): the output asked for is larger than the windows reach",
-    ),
-    (
-        sample("ConvTranspose", "said", IMAGE, normal(2, 2, 2, 2), output_shape=[6, 6], known="W"),
-        "dynamic",
-        "output_shape over a dimension that is known only at run time",
-    ),
     (
         sample("ScatterElements", "mul", normal(3, 2), INDEX, normal(2, 1), reduction="mul"),
         "static",
