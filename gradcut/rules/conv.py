@@ -127,6 +127,6 @@ def _framed(op: Adjoint, window: Window) -> ir.Value:
         begins = b.ints(window["pads"][: len(window["strides"])])
     else:
         extra = b.ints(op.attr("output_padding") or [0] * len(window["strides"]))
-        shared = late_shared_out(op, reached + extra - size)
+        shared = late_shared_out(op, b.Max(reached + extra - size, b.constant(0)))
         begins = b.Slice(shared, b.ints([0]), b.ints([len(window["strides"])]))
     return pad_spatial(b, op.dY, begins, reached - begins - size)

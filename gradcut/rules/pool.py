@@ -57,12 +57,19 @@ def max_unpool(op: Adjoint) -> Cotangents:
 def average_pool(op: Adjoint) -> Cotangents:
     """The cotangent over the window's count, spread over the window."""
     window, late = window_attributes(op)
-    uncounted = (any(window["pads"]) or late is not None) and not op.attr("count_include_pad", 0)
-    if uncounted or (op.attr("ceil_mode", 0) and late is None):
-        divided = op.dY / _counts(op, window, late)
-    else:
+    if _counts_all(op, window, late):
         divided = op.dY * (1.0 / math.prod(window["kernel_shape"]))
+    else:
+        divided = op.dY / _counts(op, window, late)
     yield "X", spread(op, divided, window, late)
+
+
+def _counts_all(op: Adjoint, window: Window, late: LatePads) -> bool:
+    """Whether every window lies within what counts."""
+    same = str(op.attr("auto_pad", "NOTSET")).startswith("SAME")
+    if op.attr("ceil_mode", 0) or (same and max(window["dilations"]) > 1):
+        return False
+    return bool(op.attr("count_include_pad", 0)) or not (any(window["pads"]) or late is not None)
 
 
 def spread(op: Adjoint, value: ir.Value, window: Window, late: LatePads) -> ir.Value:
@@ -94,18 +101,17 @@ def _counts(op: Adjoint, window: Window, late: LatePads) -> ir.Value:
 
 def _line_counts(op: Adjoint, window: Window, axis: int, late: LatePads) -> np.ndarray[Any, Any] | ir.Value:
     """Along one spatial axis: for each window, its places that are inside."""
-    b, kind = op.b, ir.DataType.INT64
-    stride, pads = window["strides"][axis], (window["pads"][axis], window["pads"][axis + len(window["strides"])])
-    offsets = np.arange(window["kernel_shape"][axis]) * window["dilations"][axis] - pads[0]
-    low, high = (-pads[0], pads[1]) if op.attr("count_include_pad", 0) else (0, 0)
+    b, kind, other = op.b, ir.DataType.INT64, axis + len(window["strides"])
+    first, last = (window["pads"][end] if late is None else b.Slice(late, b.ints([end]), b.ints([end + 1]))
+                   for end in (axis, other))  # fmt: skip
+    stride, offsets = window["strides"][axis], np.arange(window["kernel_shape"][axis]) * window["dilations"][axis]
+    low, high = (-first, last) if op.attr("count_include_pad", 0) else (0, 0)
     dims = [shape[axis + 2] if shape is not None else None for shape in (op["X"].shape, op.out().shape)]
     if late is None and isinstance(dims[0], int) and isinstance(dims[1], int):
-        places = np.arange(dims[1])[:, None] * stride + offsets
+        places = np.arange(dims[1])[:, None] * stride + offsets - first
         return np.asarray(np.sum((places >= low) & (places < dims[0] + high), axis=1))
     zero, count = b.constant(0, kind), b.op("Squeeze", b.dim(op.out(), axis + 2))
-    starts = b.Range(zero, count, b.constant(1, kind), dtype=kind) * stride
-    if late is not None:
-        starts = starts - b.Slice(late, b.ints([axis]), b.ints([axis + 1]))
+    starts = b.Range(zero, count, b.constant(1, kind), dtype=kind) * stride - first
     places = b.Unsqueeze(starts, b.ints([1])) + b.ints(offsets)
     inside = b.And(b.GreaterOrEqual(places, low), b.Less(places, b.dim(op["X"], axis + 2) + high))
     return b.ReduceSum(b.Cast(inside, to=op["X"].dtype), b.ints([1]), keepdims=0)

@@ -22,17 +22,22 @@ LatePads = ir.Value | None
 def window_attributes(op: Adjoint, kernel: str | None = None) -> tuple[Window, LatePads]:
     """Strides, dilations and explicit pads, and kernel_shape where that is known; with late pads, the pads are 0.
 
+    Negative pads, which cut X, are late ones too.
+
     Args:
-        kernel: the operand that has the kernel's shape, where no attribute says it.
+        kernel: of a convolution: the operand that has the kernel's shape. Of a pool the attribute says it.
     """
     window = plain_window(op, kernel)
-    if not str(op.attr("auto_pad", "NOTSET")).startswith("SAME"):
+    if str(op.attr("auto_pad", "NOTSET")).startswith("SAME"):
+        totals = _same_totals(op, window, pool=kernel is None)
+        if totals is None:
+            return window, _late_pads(op, window, kernel)
+        window["pads"] = shared_out(op, totals)
+    if min(window["pads"], default=0) >= 0:
         return window, None
-    totals = _same_totals(op, window)
-    if totals is None:
-        return window, _late_pads(op, window, kernel)
-    window["pads"] = shared_out(op, totals)
-    return window, None
+    late = op.b.ints(window["pads"])
+    window["pads"] = [0] * len(window["pads"])
+    return window, late
 
 
 def plain_window(op: Adjoint, kernel: str | None) -> Window:
@@ -53,17 +58,21 @@ def plain_window(op: Adjoint, kernel: str | None) -> Window:
     return window
 
 
-def _same_totals(op: Adjoint, window: Window) -> list[int] | None:
-    """As the ONNX page of Conv: the output is ceil(input / stride). None where only run time can tell."""
+def _same_totals(op: Adjoint, window: Window, pool: bool) -> list[int] | None:
+    """As the ONNX page of Conv: the output is ceil(input / stride). None where only run time can tell.
+
+    Of a pool ONNX Runtime takes the kernel without its dilation, and negative pads where the stride is larger.
+    """
     if "kernel_shape" not in window:
         return None
     totals = []
     for axis, (k, stride, dilation) in enumerate(windows(window), start=2):
-        reach, dim = (k - 1) * dilation + 1, (op["X"].shape or ())[axis]
+        reach, dim = k if pool else (k - 1) * dilation + 1, (op["X"].shape or ())[axis]
         if stride == 1:
             totals.append(reach - 1)
         elif isinstance(dim, int):
-            totals.append(max(0, (-(-dim // stride) - 1) * stride + reach - dim))
+            total = (-(-dim // stride) - 1) * stride + reach - dim
+            totals.append(total if pool else max(0, total))
         else:
             return None
     return totals
@@ -75,10 +84,10 @@ def windows(window: Window) -> Iterator[tuple[int, int, int]]:
 
 
 def shared_out(op: Adjoint, totals: list[int]) -> list[int]:
-    """An odd pad goes to the end for SAME_UPPER, to the beginning otherwise."""
-    smaller = [total // 2 for total in totals]
-    larger = [total - total // 2 for total in totals]
-    return smaller + larger if op.attr("auto_pad", "NOTSET") == "SAME_UPPER" else larger + smaller
+    """An odd pad goes to the end for SAME_UPPER, to the beginning otherwise; halves are rounded to 0."""
+    odd = op.attr("auto_pad", "NOTSET") != "SAME_UPPER"
+    begins = [int((total + odd) / 2) for total in totals]
+    return begins + [total - begin for total, begin in zip(totals, begins, strict=True)]
 
 
 # --- at run time -----------------------------------------------------------------------------------------------
@@ -94,19 +103,17 @@ def late_reach(b: Builder, window: Window, kernel: ir.Value | None) -> ir.Value:
 
 def _late_pads(op: Adjoint, window: Window, kernel: str | None) -> ir.Value:
     b, sizes, strides = op.b, spatial_sizes(op.b, op["X"]), op.b.ints(window["strides"])
-    reach = late_reach(b, window, None if kernel is None else op[kernel])
+    reach = b.ints(window["kernel_shape"]) if kernel is None else late_reach(b, window, op[kernel])
     count = (sizes + (strides - 1)) / strides
-    return late_shared_out(op, (count - 1) * strides + reach - sizes)
+    totals = (count - 1) * strides + reach - sizes
+    return late_shared_out(op, totals if kernel is None else b.Max(totals, b.constant(0)))
 
 
 def late_shared_out(op: Adjoint, totals: ir.Value) -> ir.Value:
-    """As `shared_out`, INT64 [spatial axes] to [2 * spatial axes]; a total below 0 is 0."""
-    b = op.b
-    totals = b.Max(totals, b.constant(0))
-    smaller = totals / 2
-    halves = smaller, totals - smaller
+    """As `shared_out`, INT64 [spatial axes] to [2 * spatial axes]."""
     upper = op.attr("auto_pad", "NOTSET") == "SAME_UPPER"
-    return b.op("Concat", *(halves if upper else halves[::-1]), axis=0)
+    begins = totals / 2 if upper else (totals + 1) / 2
+    return op.b.op("Concat", begins, totals - begins, axis=0)
 
 
 def spatial_sizes(b: Builder, x: ir.Value) -> ir.Value:
