@@ -47,10 +47,30 @@ def _first_axis_slowest(op: Adjoint, indices: ir.Value) -> ir.Value:
 
 @rule("MaxUnpool", "X")
 def max_unpool(op: Adjoint) -> Cotangents:
-    """Each element reads the cotangent at the place it was put."""
-    b, flat = op.b, op.b.ints([-1])
-    read = b.GatherElements(b.Reshape(op.dY, flat), b.Reshape(op["I"], flat), axis=0)
+    """Each element reads the cotangent at the place it was put; of several put there the last stays.
+
+    Places are flat over the whole of Y, as ONNX Runtime has it where output_shape makes Y larger too.
+    """
+    b, flat, kind = op.b, op.b.ints([-1]), ir.DataType.INT64
+    places = b.Reshape(op["I"], flat)
+    read = b.GatherElements(b.Reshape(op.dY, flat), places, axis=0)
+    if not _without_overlap(op["I"].producer()):
+        numbers = b.Range(b.constant(0, kind), b.Size(places), b.constant(1, kind), dtype=kind)
+        table = b.zeros(b.Shape(b.Reshape(op.dY, flat)), kind)
+        last = b.ScatterElements(table, places, numbers, axis=0, reduction="max")
+        stays = b.Equal(b.GatherElements(last, places, axis=0), numbers)
+        read = b.Where(stays, read, b.scalar_like(0.0, op.dY))
     yield "X", b.op("Reshape", read, b.shape_of(op["X"]), shape=op["X"].shape)
+
+
+def _without_overlap(node: ir.Node | None) -> bool:
+    """Whether a node is a MaxPool no two windows of which share a place."""
+    if node is None or node.op_type != "MaxPool" or node.domain:
+        return False
+    kernel = node.attributes["kernel_shape"].as_ints()
+    strides, dilations = (list(node.attributes[name].as_ints()) if name in node.attributes else [1] * len(kernel)
+                          for name in ("strides", "dilations"))  # fmt: skip
+    return all(s >= (k - 1) * d + 1 for k, s, d in zip(kernel, strides, dilations, strict=True))
 
 
 @rule("AveragePool", "X")

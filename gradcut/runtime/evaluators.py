@@ -1,6 +1,6 @@
 """Operators for onnx's reference evaluator in place of its own that are wrong, round to float32, or are slow.
 
-Its Conv and MaxPool walk over every place in Python; a gradient check evaluates a network a thousand times.
+Its Conv and its pools walk over every place in Python; a gradient check evaluates a network a thousand times.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_max_pool import MaxPool as PlainMaxPool
+
+from gradcut.runtime.image_evaluators import IMAGES
+from gradcut.runtime.pool_evaluators import POOLS
 
 from gradcut.runtime.recurrent import GRU, LSTM, RNN
 
@@ -66,7 +68,7 @@ class Conv(OpRun):
         pads: Sizes = None,
         strides: Sizes = None,
     ) -> tuple[Array]:
-        seen = _windows(X, W.shape[2:], auto_pad, dilations, pads, strides, 0.0)
+        seen = _windows(X, W.shape[2:], auto_pad, dilations, pads, strides)
         n, groups = X.ndim - 2, group or 1
         inside, outside = [1, *range(2 + n, 2 + 2 * n)], range(1, 2 + n)
         channels, kernels = (np.array_split(np.arange(size), groups) for size in (X.shape[1], W.shape[0]))
@@ -78,29 +80,7 @@ class Conv(OpRun):
         return (np.ascontiguousarray(Y if B is None else Y + B.reshape(-1, *[1] * n)),)
 
 
-class MaxPool(PlainMaxPool):
-    """The largest of each window; onnx's own where places are asked for too, or sizes are rounded up."""
-
-    def _run(  # type: ignore[override]
-        self,
-        x: Array,
-        auto_pad: str | None = None,
-        ceil_mode: int | None = None,
-        dilations: Sizes = None,
-        kernel_shape: Sizes = None,
-        pads: Sizes = None,
-        storage_order: int | None = None,
-        strides: Sizes = None,
-    ) -> tuple[Array, ...]:
-        if ceil_mode or len(self.output) > 1:
-            given = (auto_pad, ceil_mode, dilations, kernel_shape, pads, storage_order, strides)
-            return tuple(super()._run(x, *given))  # type: ignore[no-untyped-call]
-        assert kernel_shape is not None
-        seen = _windows(x, kernel_shape, auto_pad, dilations, pads, strides, -np.inf)
-        return (seen.max(axis=tuple(range(x.ndim, seen.ndim))),)
-
-
-BETTER: list[type[OpRun]] = [Erf, Gelu, GatherElements, GlobalMaxPool, Conv, MaxPool, RNN, GRU, LSTM]
+BETTER: list[type[OpRun]] = [Erf, Gelu, GatherElements, GlobalMaxPool, Conv, *POOLS, *IMAGES, GRU, LSTM, RNN]
 
 
 def _erf(x: Array) -> Array:
@@ -108,14 +88,14 @@ def _erf(x: Array) -> Array:
 
 
 def _windows(
-    X: Array, kernel: Sequence[int], auto_pad: str | None, dilations: Sizes, pads: Sizes, strides: Sizes, fill: float
+    X: Array, kernel: Sequence[int], auto_pad: str | None, dilations: Sizes, pads: Sizes, strides: Sizes
 ) -> Array:
     """[N, C, out..., k...]: what each place of the output sees, a view of the padded input."""
     n = len(kernel)
     steps, holes = list(strides or [1] * n), list(dilations or [1] * n)
     spans = [(k - 1) * hole + 1 for k, hole in zip(kernel, holes, strict=True)]
     edges = _edges(X.shape[2:], spans, steps, auto_pad, pads)
-    padded = np.pad(X, [(0, 0), (0, 0), *edges], constant_values=fill)
+    padded = np.pad(X, [(0, 0), (0, 0), *edges])
     seen = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + n)))
     every = [slice(None), slice(None), *(slice(None, None, s) for s in steps), *(slice(None, None, h) for h in holes)]
     return np.asarray(seen[tuple(every)])

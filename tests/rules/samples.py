@@ -15,6 +15,7 @@ from tests.rules import (
     samples_pool,
     samples_reduce,
     samples_shape,
+    samples_windows,
 )
 from tests.rules.sample import Sample
 
@@ -28,5 +29,6 @@ _MODULES = (
     samples_reduce,
     samples_shape,
     samples_index,
+    samples_windows,
 )
 SAMPLES: tuple[Sample, ...] = tuple(sample for module in _MODULES for sample in module.samples())

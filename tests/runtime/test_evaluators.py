@@ -58,13 +58,9 @@ def test_convolutions_of_other_ranks(rank: int) -> None:
 
 
 @pytest.mark.parametrize("attributes", WINDOWS, ids=str)
-@pytest.mark.parametrize("outputs", [1, 2])
-def test_the_largest_of_windows(attributes: dict[str, object], outputs: int) -> None:
-    if outputs == 2 and "auto_pad" in attributes:
-        attributes = {"ceil_mode": 1, "strides": [2, 2]}
-    theirs, ours = both("MaxPool", [random(2, 3, 9, 8)], outputs, kernel_shape=[3, 2], **attributes)
-    for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(mine, other)
+def test_the_largest_of_windows(attributes: dict[str, object]) -> None:
+    (theirs,), (ours,) = both("MaxPool", [random(2, 3, 9, 8)], kernel_shape=[3, 2], **attributes)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_largest_of_a_sequence() -> None:
