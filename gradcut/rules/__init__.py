@@ -11,6 +11,7 @@ from gradcut.rules import (
     constant,
     control_flow,
     conv,
+    deform,
     einsum,
     elementwise,
     index,
@@ -23,6 +24,7 @@ from gradcut.rules import (
     recurrent,
     reduce,
     resize,
+    roi,
     shape,
 )
 from gradcut.rules.adjoint import Adjoint, Cotangents
@@ -40,6 +42,7 @@ __all__ = [
     "constant",
     "control_flow",
     "conv",
+    "deform",
     "einsum",
     "elementwise",
     "index",
@@ -54,5 +57,6 @@ __all__ = [
     "reduce",
     "register_rule",
     "resize",
+    "roi",
     "shape",
 ]

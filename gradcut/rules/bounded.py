@@ -23,7 +23,7 @@ def _by_numbers(node: ir.Node) -> bool:
 bounded("Add Sub Mul Neg Sum Mean Abs Exp Erf Sin Cos Sigmoid Tanh Where Max Min Clip Dropout CumSum Trilu TopK")
 bounded("Relu LeakyRelu PRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Swish Softplus Softsign ThresholdedRelu")
 bounded("MatMul Gemm Einsum Conv ConvTranspose AveragePool MaxPool GlobalAveragePool GlobalMaxPool MaxUnpool Resize")
-bounded("Col2Im LRN")
+bounded("Col2Im DeformConv LRN MaxRoiPool RoiAlign")
 bounded("BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization")
 bounded("Softmax LogSoftmax SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss")
 bounded("ReduceSum ReduceMean ReduceMax ReduceMin ReduceL1 ReduceSumSquare")
