@@ -86,8 +86,7 @@ class _Reading:
         y, x = (_line(op, axis, images) for axis in (0, 1))
         first = b.Mul(b.Reshape(counting(b, images), b.ints([-1, 1])), value(b, times(b, height, width)))
         found = [
-            Corner(b.Add(corner.row, first), corner.weight, corner.dy, corner.dx)
-            for corner in corners(b, y, x, width)
+            Corner(b.Add(corner.row, first), corner.weight, corner.dy, corner.dx) for corner in corners(b, y, x, width)
         ]
         mask = op.get("mask")
         if mask is not None:

@@ -71,9 +71,7 @@ _SLOPES: dict[str, Slope] = {
     "leakyrelu": lambda b, x, y, alpha, beta: _relu_slope(b, x, alpha),
     "thresholdedrelu": lambda b, x, y, alpha, beta: _where(b, b.Greater(x, alpha), x, 1.0, 0.0),
     "scaledtanh": lambda b, x, y, alpha, beta: (1.0 - b.Tanh(x * beta) * b.Tanh(x * beta)) * (alpha * beta),
-    "hardsigmoid": lambda b, x, y, alpha, beta: _where(
-        b, b.And(b.Greater(y, 0.0), b.Less(y, 1.0)), x, alpha, 0.0
-    ),
+    "hardsigmoid": lambda b, x, y, alpha, beta: _where(b, b.And(b.Greater(y, 0.0), b.Less(y, 1.0)), x, alpha, 0.0),
     "elu": lambda b, x, y, alpha, beta: _elu_slope(b, x, alpha),
     "softsign": lambda b, x, y, alpha, beta: _softsign_slope(b, x),
     "softplus": lambda b, x, y, alpha, beta: b.Sigmoid(x),

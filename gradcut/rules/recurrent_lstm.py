@@ -47,8 +47,11 @@ class LSTMCell(Cell):
     def gate(self, name: str) -> tuple[ir.Value, ir.Value]:
         """The value of a gate and its slope."""
         function = self.functions[1 if name == "g" else 0]
-        before = self.before_activation(name, self.C if name == "o" else self.C_before, self.parts[name]) \
-            if name in self.peepholes else self.parts[name]
+        before = (
+            self.before_activation(name, self.C if name == "o" else self.C_before, self.parts[name])
+            if name in self.peepholes
+            else self.parts[name]
+        )
         value = function(self.b, before)
         return value, function.slope(self.b, before, value)
 

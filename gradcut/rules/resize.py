@@ -14,17 +14,15 @@ _OF_SEVERAL_AXES = ("axes", "keep_aspect_ratio_policy", "extrapolation_value")
 def resize(op: Adjoint) -> Cotangents:
     """Each axis is resized by a matrix of its own, whatever the mode: dX = dY times its transpose, axis by axis.
 
-    The matrix is the identity resized in the same way, so coordinates, ties and antialiasing are the forward's own.
-
-    Not covered: tf_crop_and_resize; keep_aspect_ratio_policy other than stretch.
+    The matrix is the identity resized in the same way, so coordinates, ties, antialiasing and what a crop leaves out
+    (a row of zeros) are the forward's own. An axis of scale 1 stays as it is, in a crop too: so does the runtime's.
     """
-    b = op.b
-    _check(op)
+    b, X = op.b, op["X"]
     rank = op.rank("X")
-    axes = [axis % rank for axis in op.attr("axes") or range(rank)]
-    grad = op.dY
-    for position, axis in enumerate(axes):
-        if _same_size(op, axis):
+    grad = op.wide(op.dY)
+    for position, axis in enumerate(op.attr("axes") or range(rank)):
+        axis %= rank
+        if _is_unchanged(op, position, axis):
             continue
         last = [*(a for a in range(rank) if a != axis), axis]
         back = [last.index(a) for a in range(rank)]
@@ -35,44 +33,67 @@ def resize(op: Adjoint) -> Cotangents:
             grad = b.MatMul(b.Transpose(matrix, perm=[1, 0]), grad)
         else:
             grad = b.Transpose(b.MatMul(b.Transpose(grad, perm=last), matrix), perm=back)
-    yield "X", grad
+    yield "X", b.Cast(grad, to=X.dtype)
 
 
-def _check(op: Adjoint) -> None:
-    if op.attr("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        op.refuse("coordinate_transformation_mode='tf_crop_and_resize' has no rule")
-    if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
-        op.refuse("keep_aspect_ratio_policy other than 'stretch' has no rule")
-
-
-def _same_size(op: Adjoint, axis: int) -> bool:
-    """Whether an axis is left as it is: by its numbers, or as batch and channels of a scale of 1."""
-    before, after = op["X"].shape, op.out().shape
-    if before is not None and after is not None and isinstance(before[axis], int) and before[axis] == after[axis]:
+def _is_unchanged(op: Adjoint, position: int, axis: int) -> bool:
+    """Whether an axis is known to be left as it is: a scale of 1."""
+    if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch" and op.get("sizes") is not None:
+        return False
+    if op.get("sizes") is None:
         scales = op.constant("scales")
-        return scales is None or scales.size == 0 or float(scales[_position(op, axis)]) == 1.0
-    scales = op.constant("scales")
-    return scales is not None and scales.size > 0 and float(scales[_position(op, axis)]) == 1.0
-
-
-def _position(op: Adjoint, axis: int) -> int:
-    """Where an axis stands among the sizes or scales."""
-    axes = op.attr("axes")
-    return axis if axes is None else [a % op.rank("X") for a in axes].index(axis)
+        return scales is not None and float(scales[position]) == 1.0
+    before, sizes = op["X"].shape, op.constant("sizes")
+    if sizes is not None and before is not None:
+        return isinstance(before[axis], int) and before[axis] == int(sizes[position])
+    return False
 
 
 def _matrix(op: Adjoint, position: int, axis: int) -> ir.Value:
     """[in, out]: the identity with its second axis resized as `axis` is."""
-    b, kind = op.b, op["X"].dtype or ir.DataType.FLOAT
+    b, kind = op.b, op.wide(op["X"]).dtype or ir.DataType.FLOAT
     size = b.dim(op["X"], axis)
     identity = b.EyeLike(b.zeros(b.Concat(size, size, axis=0), kind))
     where = b.ints([position]), b.ints([position + 1]), b.ints([0])
     kept = {name: value for name, value in op.node.attributes.items() if name not in _OF_SEVERAL_AXES}
-    if op.get("sizes") is not None:
-        sizes = b.Concat(size, b.Slice(op["sizes"], *where), axis=0)
-        return b.op("Resize", identity, None, None, sizes, dtype=kind, **kept)
-    scales = b.Concat(b.constant([1.0], ir.DataType.FLOAT), b.Slice(op["scales"], *where), axis=0)
-    return b.op("Resize", identity, None, scales, dtype=kind, **kept)
+    roi = None
+    if op.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
+        roi = _roi(op, position)
+    if op.get("sizes") is None:
+        scales = b.Concat(b.constant([1.0], ir.DataType.FLOAT), b.Slice(op["scales"], *where), axis=0)
+        return b.op("Resize", identity, roi, scales, dtype=kind, **kept)
+    if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return _in_proportion(op, identity, roi, b.Slice(op["sizes"], *where), kept)
+    sizes = b.Concat(size, b.Slice(op["sizes"], *where), axis=0)
+    return b.op("Resize", identity, roi, None, sizes, dtype=kind, **kept)
+
+
+def _roi(op: Adjoint, position: int) -> ir.Value:
+    """Of [start, .., end, ..] of all resized axes, those of a first axis that stays and of this one."""
+    b, roi = op.b, op["roi"]
+    count = len(op.attr("axes") or range(op.rank("X")))
+    start, end = (b.Slice(roi, b.ints([at]), b.ints([at + 1]), b.ints([0])) for at in (position, position + count))
+    whole = b.constant([0.0], roi.dtype), b.constant([1.0], roi.dtype)
+    return b.Concat(whole[0], start, whole[1], end, axis=0)
+
+
+def _in_proportion(
+    op: Adjoint, identity: ir.Value, roi: ir.Value | None, size: ir.Value, kept: dict[str, ir.Attr]
+) -> ir.Value:
+    """The axis that decides on the scale of all stands beside the identity, and one place along it is taken."""
+    b, rank, policy = op.b, op.rank("X"), op.attr("keep_aspect_ratio_policy")
+    axes = [axis % rank for axis in op.attr("axes") or range(rank)]
+    lengths, sizes = b.Concat(*(b.dim(op["X"], axis) for axis in axes), axis=0), op["sizes"]
+    ratios = b.Cast(sizes, to=ir.DataType.FLOAT) / b.Cast(lengths, to=ir.DataType.FLOAT)
+    decides = b.op("ArgMin" if policy == "not_larger" else "ArgMax", ratios, axis=0, keepdims=1)
+    length, result = b.Gather(lengths, decides), b.Gather(sizes, decides)
+    wide = b.Expand(b.Unsqueeze(identity, b.ints([0, 3])), b.Concat(b.ints([1, 1, 1]), length, axis=0))
+    kept = {**kept, "keep_aspect_ratio_policy": op.node.attributes["keep_aspect_ratio_policy"]}
+    if roi is not None:  # of the axis beside, all
+        at = b.constant([1, 0, 3, 2], ir.DataType.INT64)
+        roi = b.Gather(roi, at)
+    resized = b.op("Resize", wide, roi, None, b.Concat(size, result, axis=0), axes=[2, 3], **kept)
+    return b.op("Gather", b.Squeeze(resized, b.ints([0])), b.constant(0), axis=2)
 
 
 @rule("DepthToSpace", "input")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.bilinear import Corner, Line, Size, corners, counting, scattered, size, table, times, untable, value
 from gradcut.rules.registry import rule
@@ -132,9 +131,7 @@ def _cotangent(op: Adjoint) -> ir.Value:
     return b.Unsqueeze(b.Transpose(flat, perm=[0, 2, 1]), b.ints([2]))
 
 
-def _mean(
-    op: Adjoint, lines: tuple[_Samples, _Samples], four: list[Corner], found: list[ir.Value]
-) -> list[ir.Value]:
+def _mean(op: Adjoint, lines: tuple[_Samples, _Samples], four: list[Corner], found: list[ir.Value]) -> list[ir.Value]:
     """The cotangent over the number of samples, the same for every corner."""
     b = op.b
     count = lines[0].count * lines[1].count
@@ -160,9 +157,7 @@ def _largest(
     return shares
 
 
-def _regions(
-    op: Adjoint, lines: tuple[_Samples, _Samples], four: list[Corner], dots: list[ir.Value]
-) -> ir.Value:
+def _regions(op: Adjoint, lines: tuple[_Samples, _Samples], four: list[Corner], dots: list[ir.Value]) -> ir.Value:
     """drois [R, 4]: the coordinates' cotangents, through the start and the length of each region."""
     b, bins = op.b, _bins(op)
     full = b.dims(-1, *bins, lines[0].limit, lines[1].limit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,8 +19,11 @@ import onnx_ir as ir
 
 from gradcut.dialect import declare, is_mark
 from gradcut.errors import GradcutError
-from gradcut.ops import Names
+from gradcut.ops import Names, is_float
+from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
+from gradcut.rules import REGISTRY
+from gradcut.rules.registry import operand_name
 from gradcut.runtime.replay import hold_draws
 from gradcut.runtime.widen import Array, Run, reference, runtime, widen
 
@@ -196,7 +200,7 @@ class Differences:
     def _prepare(self, name: str, dtype: ir.DataType, program: object, step: float) -> _Place:
         assert callable(program)
         held: dict[str, Array] = {}
-        if any(is_mark(node) for node in self._model.graph):
+        if any(is_mark(node) for node in self._model.graph) or any(_constant_uses(self._model.graph)):
             plain = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=False)
             outputs = program(plain.proto(dtype))(self._widened(plain, dtype))
             held = dict(zip(plain.marked, outputs[len(self.of) + len(self.wrt) :], strict=True))
@@ -254,7 +258,12 @@ class _Prepared:
         marks = [node for node in graph if is_mark(node)]
         self.marked = [node.outputs[0].name or "" for node in marks]
         sources = [node.inputs[0] for node in marks if node.inputs[0] is not None]
-        self.held = {mark: self._hold(values, mark) for mark in self.marked} if hold_marks else {}
+        uses = _constant_uses(graph)
+        self.marked += [f"{value.name}->" for value in uses]
+        sources += uses
+        self.held = {mark: self._hold(values, mark) for mark in self.marked[: len(marks)]} if hold_marks else {}
+        if hold_marks:
+            self.held.update({f"{value.name}->": self._hold_uses(value, nodes) for value, nodes in uses.items()})
         self.steps = {name: self._step(values, name) for name in wrt}
         outputs = [values[name] for name in (*of, *wrt)] + ([] if hold_marks else sources)
         graph.outputs.clear()
@@ -276,6 +285,12 @@ class _Prepared:
         held = self._input(f"{mark}__held", values[mark].type)
         ir.convenience.replace_all_uses_with(values[mark], held, replace_graph_outputs=True)
         values[mark] = held
+        return held.name or ""
+
+    def _hold_uses(self, value: ir.Value, uses: Sequence[tuple[ir.Node, int]]) -> str:
+        held = self._input(f"{value.name}__held", value.type)
+        for node, index in uses:
+            node.replace_input_with(index, held)
         return held.name or ""
 
     def _step(self, values: dict[str, ir.Value], name: str) -> str:
@@ -300,6 +315,19 @@ def typical(array: Array) -> float:
     numbers = np.abs(array.astype(np.float64))
     numbers = numbers[numbers < _HUGE]
     return max(1.0, float(np.sqrt(np.mean(np.square(numbers))))) if numbers.size else 1.0
+
+
+def _constant_uses(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
+    """Uses of what may move as an operand that is declared never differentiable (scales): it is held, as a mark is."""
+    found = defaultdict[ir.Value, list[tuple[ir.Node, int]]](list)
+    for node in graph:
+        rule = REGISTRY.find(node)
+        if rule is None or rule.vjp is None:
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and is_float(value) and operand_name(rule, node, index) not in rule.differentiable:
+                found[value].append((node, index))
+    return {value: uses for value, uses in found.items() if constant_tensor(value) is None}
 
 
 def _inner(cotangents: Sequence[Array], high: Sequence[Array], low: Sequence[Array]) -> float:

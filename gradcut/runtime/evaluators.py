@@ -14,8 +14,8 @@ from onnx.reference.op_run import OpRun
 
 from gradcut.runtime.image_evaluators import IMAGES
 from gradcut.runtime.pool_evaluators import POOLS
-
 from gradcut.runtime.recurrent import GRU, LSTM, RNN
+from gradcut.runtime.samplers import SAMPLERS
 
 Array = np.ndarray[Any, Any]
 Sizes = Sequence[int] | None
@@ -80,7 +80,12 @@ class Conv(OpRun):
         return (np.ascontiguousarray(Y if B is None else Y + B.reshape(-1, *[1] * n)),)
 
 
-BETTER: list[type[OpRun]] = [Erf, Gelu, GatherElements, GlobalMaxPool, Conv, *POOLS, *IMAGES, GRU, LSTM, RNN]
+BETTER: list[type[OpRun]] = [
+    *(Erf, Gelu, GatherElements, GlobalMaxPool, Conv, GRU, LSTM, RNN),
+    *POOLS,
+    *IMAGES,
+    *SAMPLERS,
+]
 
 
 def _erf(x: Array) -> Array:

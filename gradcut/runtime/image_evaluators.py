@@ -58,7 +58,9 @@ def _cut(
     if said is None and not auto_pad.startswith("SAME"):
         edges = list(pads) if pads is not None and auto_pad != "VALID" else [0] * (2 * n)
         return edges[:n], [size - edges[i] - edges[i + n] for i, size in enumerate(whole)]
-    sizes = list(said)[-n:] if said is not None else [min(d * s, w) for d, s, w in zip(given, steps, whole, strict=True)]
+    sizes = (
+        list(said)[-n:] if said is not None else [min(d * s, w) for d, s, w in zip(given, steps, whole, strict=True)]
+    )
     totals = [max(0, size - want) for size, want in zip(whole, sizes, strict=True)]
     odd = auto_pad != "SAME_UPPER"
     return [(total + odd) // 2 for total in totals], sizes

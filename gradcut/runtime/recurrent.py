@@ -76,9 +76,7 @@ class _Recurrent(OpRun):
         return tuple(np.split(np.zeros(2 * len(R), R.dtype) if B is None else B, 2))  # type: ignore[return-value]
 
 
-def _walk(
-    cell: Step, X: Array, lens: Array, start: tuple[Array, ...], *, reverse: bool
-) -> tuple[Array, ...]:
+def _walk(cell: Step, X: Array, lens: Array, start: tuple[Array, ...], *, reverse: bool) -> tuple[Array, ...]:
     """Y of one direction, and what its states are at the end of each sequence, zero for one of no length."""
     state, Y = start, np.zeros((*X.shape[:2], start[0].shape[-1]), X.dtype)
     every = np.arange(X.shape[1])
