@@ -134,10 +134,12 @@ def _old_resizes(model: ir.Model) -> dict[str | None, str]:
     names, found = Names.of(model), dict[str | None, str]()
     for node in [node for node in model.graph.all_nodes() if node.op_type in ("Resize", "Upsample")]:
         scales = _constant_scales(node)
-        if node.op_type == "Resize" and scales is not None and scales.min() < 1 < scales.max():
-            grown = _split_resize(node, scales, names)
+        mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
+        unknown = node.op_type == "Resize" and scales is None and mode == "nearest"
+        if unknown or (node.op_type == "Resize" and scales is not None and scales.min() < 1 < scales.max()):
+            grown = _split_resize(node, names)
             found[grown.outputs[0].name] = "floor"
-        shrinks = scales is not None and scales.min() < 1
+        shrinks = unknown or (scales is not None and scales.min() < 1)
         found[node.outputs[0].name] = "ceil" if shrinks else "floor"
     return found
 
@@ -151,12 +153,18 @@ def _constant_scales(node: ir.Node) -> np.ndarray | None:
     return None if tensor is None or not tensor.size else tensor.numpy()
 
 
-def _split_resize(node: ir.Node, scales: np.ndarray, names: Names) -> ir.Node:
+def _split_resize(node: ir.Node, names: Names) -> ir.Node:
     """`node` shrinks only, and the one made here, behind it, grows what it gives; their order is free."""
     b, y = Builder(names, prefix=f"{node.outputs[0].name}_"), node.outputs[0]
     uses, graph = list(y.uses()), node.graph
     assert isinstance(graph, ir.Graph)
-    shrunk, grown = (b.constant(array.astype(np.float32)) for array in (np.minimum(scales, 1), np.maximum(scales, 1)))
+    scales, tensor = node.inputs[1], ir.convenience.get_const_tensor(node.inputs[1])  # type: ignore[arg-type]
+    if tensor is not None:
+        array = tensor.numpy().astype(np.float32)
+        shrunk, grown = b.constant(np.minimum(array, 1)), b.constant(np.maximum(array, 1))
+    else:
+        one = b.constant(1.0, ir.DataType.FLOAT)
+        shrunk, grown = b.op("Min", scales, one), b.op("Max", scales, one)
     node.replace_input_with(1, shrunk)
     graph.insert_before(node, b.nodes)
     mode = {"mode": node.attributes["mode"].as_string()} if "mode" in node.attributes else {}

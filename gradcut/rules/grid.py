@@ -26,21 +26,23 @@ _KERNELS: dict[str, tuple[int, list[list[float]]]] = {
 }
 
 
-@rule("GridSample", "X grid")
+def _what_moves(node: ir.Node) -> dict[str, str]:
+    mode = node.attributes.get("mode")
+    return {"Y": "X"} if mode is not None and mode.as_string() == "nearest" else {}
+
+
+@rule("GridSample", "X grid", outputs=_what_moves)
 def grid_sample(op: Adjoint) -> Cotangents:
     """Y is a sum over neighbours of X, weighted by a product of one weight per axis (torch's grid_sampler).
 
     dX: dY times the weights, added up at the neighbours. dgrid: the weight of one axis gives way to its derivative; it
-    is 0 where the padding holds a place at the border, and everywhere in mode nearest.
+    is 0 where the padding holds a place at the border. Mode nearest is constant in the grid.
     """
     b, taps = op.b, _Taps(op)
     if op.wants("X"):
         yield "X", _to_image(op, taps)
     if op.wants("grid"):
         grid = op["grid"]
-        if taps.mode == "nearest":
-            yield "grid", b.zeros_like(grid)
-            return
         moved = b.op("Reshape", taps.slopes() * taps.slope, b.shape_of(grid), allowzero=1, shape=grid.shape)
         yield "grid", b.Cast(moved, to=grid.dtype)
 

@@ -23,7 +23,6 @@ from gradcut.ops import Names, is_float
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 from gradcut.rules import REGISTRY
-from gradcut.rules.registry import operand_name
 from gradcut.runtime.replay import hold_draws
 from gradcut.runtime.widen import Array, Run, reference, runtime, widen
 
@@ -325,7 +324,8 @@ def _constant_uses(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]
         if rule is None or rule.vjp is None:
             continue
         for index, value in enumerate(node.inputs):
-            if value is not None and is_float(value) and operand_name(rule, node, index) not in rule.differentiable:
+            moves = any(REGISTRY.differentiable(node, index, output) for output in range(len(node.outputs)))
+            if value is not None and is_float(value) and not moves:
                 found[value].append((node, index))
     return {value: uses for value, uses in found.items() if constant_tensor(value) is None}
 
