@@ -14,6 +14,7 @@ from gradcut.rules import (
     deform,
     einsum,
     elementwise,
+    fill,
     grid,
     index,
     loops,
@@ -26,6 +27,8 @@ from gradcut.rules import (
     reduce,
     resize,
     roi,
+    scatter,
+    select,
     shape,
 )
 from gradcut.rules.adjoint import Adjoint, Cotangents
@@ -46,6 +49,7 @@ __all__ = [
     "deform",
     "einsum",
     "elementwise",
+    "fill",
     "grid",
     "index",
     "loops",
@@ -60,5 +64,7 @@ __all__ = [
     "register_rule",
     "resize",
     "roi",
+    "scatter",
+    "select",
     "shape",
 ]

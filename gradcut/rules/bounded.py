@@ -28,5 +28,6 @@ bounded("BatchNormalization LayerNormalization InstanceNormalization GroupNormal
 bounded("Softmax LogSoftmax SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss")
 bounded("ReduceSum ReduceMean ReduceMax ReduceMin ReduceL1 ReduceSumSquare")
 bounded("Identity Reshape Flatten Squeeze Unsqueeze Expand Tile Transpose Concat Split Slice Pad")
-bounded("Gather GatherElements GatherND ScatterElements ScatterND DepthToSpace SpaceToDepth")
+bounded("Gather GatherElements GatherND ScatterElements ScatterND TensorScatter DepthToSpace SpaceToDepth")
+bounded("CenterCropPad Compress OneHot Range ReverseSequence Unique")
 bounded("Div", unless="B", given=_by_numbers)

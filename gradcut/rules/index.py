@@ -1,4 +1,4 @@
-"""Gathering and scattering."""
+"""Gathering, and the choices of Dropout and TopK."""
 
 from __future__ import annotations
 
@@ -40,50 +40,6 @@ def gather_nd(op: Adjoint) -> Cotangents:
         return op.b.op("GatherND", numbers, op["indices"], batch_dims=batch_dims)
 
     yield "data", put_back(op, "data", gather)
-
-
-@rule("ScatterElements", "data updates")
-def scatter_elements(op: Adjoint) -> Cotangents:
-    """Reductions none and add: data keeps its cotangent (none: but where it was overwritten), updates read theirs.
-
-    Not covered: reductions mul, max and min.
-    """
-    b, axis, reduction = op.b, op.attr("axis", 0), op.attr("reduction", "none")
-    _only_none_or_add(op, reduction)
-    if op.wants("data"):
-        if reduction == "add":
-            yield "data", op.dY
-        else:
-            zeros = b.zeros_like(op["updates"])
-            yield (
-                "data",
-                b.op("ScatterElements", op.dY, op["indices"], zeros, axis=axis, shape=op["data"].shape),
-            )
-    if op.wants("updates"):
-        yield "updates", b.op("GatherElements", op.dY, op["indices"], axis=axis, shape=op["updates"].shape)
-
-
-@rule("ScatterND", "data updates")
-def scatter_nd(op: Adjoint) -> Cotangents:
-    """As ScatterElements, slice by slice.
-
-    Not covered: reductions mul, max and min.
-    """
-    b, reduction = op.b, op.attr("reduction", "none")
-    _only_none_or_add(op, reduction)
-    if op.wants("data"):
-        if reduction == "add":
-            yield "data", op.dY
-        else:
-            zeros = b.zeros_like(op["updates"])
-            yield "data", b.op("ScatterND", op.dY, op["indices"], zeros, shape=op["data"].shape)
-    if op.wants("updates"):
-        yield "updates", b.op("GatherND", op.dY, op["indices"], shape=op["updates"].shape)
-
-
-def _only_none_or_add(op: Adjoint, reduction: str) -> None:
-    if reduction not in ("none", "add"):
-        op.refuse(f"reduction={reduction!r} has no rule")
 
 
 @rule("Dropout", "data")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
@@ -142,15 +143,20 @@ def put_back(op: Adjoint, operand: str, move: Callable[[ir.Value], ir.Value]) ->
     `move` applies the operator to the row numbers of the flat operand, which tells where that is. Not by ScatterND:
     with reduction=add ONNX Runtime's kernel adds in parallel and loses updates of a place that comes twice.
     """
-    b, value, kind = op.b, op[operand], ir.DataType.INT64
+    b, value = op.b, op[operand]
     shape = b.shape_of(value)
-    count = b.ReduceProd(shape, keepdims=0)
-    numbers = b.Range(b.constant(0, kind), count, b.constant(1, kind), dtype=kind)
-    places = b.Reshape(move(b.Reshape(numbers, shape, allowzero=1)), b.ints([-1]))
+    places = b.Reshape(move(row_numbers(b, value)), b.ints([-1]))
     dY = op.wide(op.dY)
-    zeros = b.zeros(b.Reshape(count, b.ints([1])), dY.dtype or ir.DataType.FLOAT)
+    zeros = b.zeros(b.ReduceProd(shape, keepdims=1), dY.dtype or ir.DataType.FLOAT)
     added = b.ScatterElements(zeros, places, b.Reshape(dY, b.ints([-1])), axis=0, reduction="add")
     return b.Cast(b.op("Reshape", added, shape, allowzero=1, shape=value.shape), to=value.dtype)
+
+
+def row_numbers(b: Builder, value: ir.Value) -> ir.Value:
+    """The place of each element in the flat `value`, INT64 in its shape."""
+    shape, kind = b.shape_of(value), ir.DataType.INT64
+    numbers = b.Range(b.constant(0, kind), b.ReduceProd(shape, keepdims=0), b.constant(1, kind), dtype=kind)
+    return b.Reshape(numbers, shape, allowzero=1)
 
 
 @rule("Pad", "data constant_value")

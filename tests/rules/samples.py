@@ -14,6 +14,7 @@ from tests.rules import (
     samples_norm,
     samples_pool,
     samples_reduce,
+    samples_select,
     samples_shape,
     samples_windows,
 )
@@ -27,6 +28,7 @@ _MODULES = (
     samples_pool,
     samples_norm,
     samples_reduce,
+    samples_select,
     samples_shape,
     samples_index,
     samples_windows,

@@ -24,6 +24,15 @@ def fold(function: Torch) -> Torch:
     return lambda a, b, c: function(function(a, b), c)
 
 
+#: Data, where its updates go, and updates: equal to each other, to data, and zeros.
+SHARED = (np.float32([1, 2, 0, 0, 3]), ints(0, 0, 1, 2, 3, 3, 1), np.float32([1, 1, 2, 3, 0, 4, 0]))
+
+
+def scattered(reduction: str) -> Torch:
+    """torch's scatter_reduce to the places of `SHARED`."""
+    return lambda x, updates: x.scatter_reduce(0, torch.from_numpy(SHARED[1]), updates, reduction)
+
+
 TABLE: list[tuple[Sample, Torch]] = [
     (sample("Relu", "zero", ZERO), torch.relu),
     (sample("Abs", "zero", ZERO), torch.abs),
@@ -55,6 +64,11 @@ TABLE: list[tuple[Sample, Torch]] = [
     (sample("ReduceProd", "two_zeros", np.float32([0, 2, 0]), keepdims=0), torch.prod),
     (sample("Sqrt", "zero", np.float32([0, 4])), torch.sqrt),
     (sample("Pow", "zero", np.float32([0, 0, 0]), np.float32([1, 2, 0])), torch.pow),
+    *(
+        (sample(op, f"{onnx}_shared", SHARED[0], SHARED[1].reshape(shape), SHARED[2], reduction=onnx), scattered(name))
+        for op, shape in (("ScatterElements", (7,)), ("ScatterND", (7, 1)))
+        for onnx, name in (("max", "amax"), ("min", "amin"), ("mul", "prod"), ("add", "sum"))
+    ),
     (sample("Pow", "root", np.float32([0, 4]), np.float32(0.5), constant="Y"), lambda x: x.pow(0.5)),
 ]
 

@@ -15,15 +15,8 @@ from tests.rules.sample import Sample, build, ints, normal, positive, sample
 IMAGE = normal(1, 2, 5, 5)
 WINDOW = {"kernel_shape": [2, 2], "strides": [2, 2]}
 UP = np.array([1.0, 1.0, 2.0, 2.0], np.float32)
-INDEX = ints(0, 1).reshape(2, 1)
 
 REFUSED: list[tuple[Sample, str, str]] = [
-    (
-        sample("ScatterElements", "mul", normal(3, 2), INDEX, normal(2, 1), reduction="mul"),
-        "static",
-        "reduction='mul' has no rule",
-    ),
-    (sample("ScatterND", "max", normal(3), INDEX, normal(2), reduction="max"), "static", "reduction='max' has no rule"),
     (
         sample("Resize", "crop", IMAGE, np.float32([0] * 4 + [1] * 4), UP, constant="roi scales",
                coordinate_transformation_mode="tf_crop_and_resize"),
