@@ -61,6 +61,7 @@ def _cross_entropy() -> Iterator[Sample]:
     for reduction in ("mean", "sum", "none"):
         yield _loss(f"{reduction}", normal(4, 3), labels, reduction=reduction)
         yield _loss(f"{reduction}_weights", normal(4, 3), labels, weights, reduction=reduction)
+        yield _loss(f"{reduction}_constant", normal(4, 3), labels, weights, constant="weights", reduction=reduction)
         yield _loss(f"{reduction}_ignore", normal(4, 3), labels, reduction=reduction, ignore_index=2)
         both = {"reduction": reduction, "ignore_index": -100, "outputs": 2}
         yield _loss(f"{reduction}_both", normal(4, 3), ints(2, -100, 1, 0), weights, **both)
@@ -68,6 +69,10 @@ def _cross_entropy() -> Iterator[Sample]:
     yield _loss("image", normal(1, 3, 2, 3), pixels, outputs=2)
     yield _loss("image_weights", normal(1, 3, 2, 3), pixels, weights, reduction="none", ignore_index=1)
     yield _loss("line_sum", normal(2, 3, 2), ints(0, 1, 2, 1).reshape(2, 2), weights, reduction="sum")
+    volume = ints(0, 3, 1, 2, 0, 0, 2, 0).reshape(1, 2, 2, 2)
+    yield _loss("volume", normal(1, 3, 2, 2, 2), volume, weights, ignore_index=3, outputs=2)
+    yield _loss("none_counts", normal(2, 3), ints(5, 5), reduction="sum", ignore_index=5)
+    yield _loss("one_class", normal(2, 1), ints(0, 0), positive(1))
     yield _loss("int32_labels", normal(4, 3), labels.astype(np.int32))
     yield _loss("log_prob", normal(4, 3), labels, outputs=2)
 
@@ -78,12 +83,14 @@ def _negative_log_likelihood() -> Iterator[Sample]:
     for reduction in ("mean", "sum", "none"):
         shared = {"reduction": reduction, "runtime": "target"}
         yield sample(op, reduction, normal(4, 3), labels, **shared)
-        yield sample(op, f"{reduction}_weights", normal(4, 3), labels, weights, constant="weight", **shared)
+        yield sample(op, f"{reduction}_weights", normal(4, 3), labels, weights, **shared)
+        yield sample(op, f"{reduction}_constant", normal(4, 3), labels, weights, constant="weight", **shared)
+        both = {"ignore_index": -100, **shared}
+        yield sample(op, f"{reduction}_both", normal(4, 3), ints(2, -100, 2, 0), weights, **both)
         yield sample(op, f"{reduction}_ignore", normal(4, 3), ints(2, -1, 1, 0), ignore_index=-1, **shared)
     pixels = ints(0, 1, 2, 1, 2, 0).reshape(1, 2, 3)
-    yield sample(op, "image", normal(1, 3, 2, 3), pixels, weights, constant="weight", runtime="target")
+    yield sample(op, "image", normal(1, 3, 2, 3), pixels, weights, runtime="target")
 
 
 def _loss(name: str, *operands: np.ndarray, **options: Any) -> Sample:
-    constant = "weights" if len(operands) > 2 else ""
-    return sample("SoftmaxCrossEntropyLoss", name, *operands, constant=constant, runtime="labels", **options)
+    return sample("SoftmaxCrossEntropyLoss", name, *operands, runtime="labels", **options)
