@@ -49,7 +49,7 @@ def test_the_weights_of_classes_are_no_parameter(opset: int) -> None:
     )
     assert list(gradcut.TrainingSession(gradcut.compile(model)).parameters()) == ["w"]
     gradient = gradcut.vjp(model, ["classes"], ["loss"])
-    feeds = {"x": normal(3, 4), "labels": ints(0, 2, 2), "loss_grad": np.float32(1)}
+    feeds = {"x": normal(3, 4), "labels": ints(0, 2, 2), "loss_grad": np.ones((), np.float32)}
     assert np.abs(runtime(gradient)(feeds)[1]).max() > 0
 
 
@@ -57,5 +57,5 @@ def test_many_labels_of_a_half_are_counted_in_single_precision() -> None:
     """70,000 rows: their number is beyond the largest half."""
     data, target = np.zeros((70000, 2), np.float16), np.zeros(70000, np.int64)
     built = build(sample("NegativeLogLikelihoodLoss", "many", data, target, runtime="target"))
-    found = runtime(gradcut.vjp(built.model, ["input"], ["y0"]))({**built.feeds, "y0_grad": np.float16(700)})[1]
+    found = runtime(gradcut.vjp(built.model, ["input"], ["y0"]))({**built.feeds, "y0_grad": np.asarray(700, np.float16)})[1]
     np.testing.assert_allclose(found[:, 0], -0.01, rtol=1e-3)
