@@ -50,7 +50,7 @@ from gradcut.rules import REGISTRY
 from gradcut.text import nearest
 
 #: Operators without a rule here that ONNX defines by a function of others.
-BY_BODY = frozenset({"Attention", "MeanVarianceNormalization", "RotaryEmbedding", "Shrink", "SwiGLU"})
+BY_BODY = frozenset({"Attention", "MeanVarianceNormalization", "RotaryEmbedding", "SwiGLU"})
 #: What exporters call any dimension that is open.
 _NAMELESS = frozenset({"", "?", "-1", "None"})
 

@@ -12,8 +12,8 @@ _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
 
 def _positive(op: Adjoint, above: ir.Value, below: ir.Value) -> ir.Value:
-    """`above` where X > 0, `below` elsewhere."""
-    return op.b.Where(op.b.Greater(op["X"], 0.0), above, below)
+    """`below` where X <= 0, `above` elsewhere, and so where X is no number."""
+    return op.b.Where(op.b.LessOrEqual(op["X"], 0.0), below, above)
 
 
 def _below(op: Adjoint) -> ir.Value:
@@ -24,11 +24,12 @@ def _below(op: Adjoint) -> ir.Value:
 @rule("PRelu", "X slope", weights="slope", broadcasts=True)
 def p_relu(op: Adjoint) -> Cotangents:
     """Y = X above 0, slope X elsewhere: dX = dY or dY slope, dslope = dY X where X is not positive."""
-    dY = op.dY
+    b, dY = op.b, op.dY
+    above = b.Greater(op["X"], 0.0)
     if op.wants("X"):
-        yield "X", _positive(op, dY, dY * op["slope"])
+        yield "X", b.Where(above, dY, dY * op["slope"])
     if op.wants("slope"):
-        yield "slope", _positive(op, op.b.scalar_like(0.0, dY), dY * op["X"])
+        yield "slope", b.Where(above, b.scalar_like(0.0, dY), dY * op["X"])
 
 
 @rule("Elu", "X")
@@ -57,6 +58,13 @@ def thresholded_relu(op: Adjoint) -> Cotangents:
     yield "X", op.b.Where(above, op.dY, op.b.scalar_like(0.0, op.dY))
 
 
+@rule("Shrink", "input")
+def shrink(op: Adjoint) -> Cotangents:
+    """Y = X + bias below -lambd, X - bias above lambd, 0 between them and at both."""
+    outside = op.b.Greater(op.b.Abs(op["input"]), op.attr("lambd", 0.5))
+    yield "input", op.b.Where(outside, op.dY, op.b.scalar_like(0.0, op.dY))
+
+
 @rule("Softsign", "input")
 def softsign(op: Adjoint) -> Cotangents:
     """Y = X / (1 + |X|): dX = dY / (1 + |X|)^2."""
@@ -77,7 +85,7 @@ def swish(op: Adjoint) -> Cotangents:
     """Y = X s, s = sigmoid(alpha X): dX = dY (s + alpha Y (1 - s)); Ramachandran et al. 2017."""
     b, alpha = op.b, op.attr("alpha", 1.0)
     s = b.Sigmoid(op["X"] * alpha)
-    yield "X", op.dY * (s + op.out() * alpha * (1.0 - s))
+    yield "X", op.dY * (s + op.out() * ((1.0 - s) * alpha))
 
 
 @rule("LpNormalization", "input")

@@ -21,7 +21,8 @@ def _by_numbers(node: ir.Node) -> bool:
 
 
 bounded("Add Sub Mul Neg Sum Mean Abs Exp Erf Sin Cos Sigmoid Tanh Where Max Min Clip Dropout CumSum Trilu TopK")
-bounded("Relu LeakyRelu PRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Swish Softplus Softsign ThresholdedRelu")
+bounded("Relu LeakyRelu PRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Swish Softplus Softsign")
+bounded("Shrink ThresholdedRelu")
 bounded("MatMul Gemm Einsum Conv ConvTranspose AveragePool MaxPool GlobalAveragePool GlobalMaxPool MaxUnpool Resize")
 bounded("Col2Im DeformConv LRN MaxRoiPool RoiAlign")
 bounded("BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization")

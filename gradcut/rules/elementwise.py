@@ -63,11 +63,15 @@ def div(op: Adjoint) -> Cotangents:
         yield "B", -(op.dY * op.out() / op["B"])
 
 
+#: The smallest normal numbers, by dtype, where not float32's; 1 / X overflows not far below.
+_SMALLEST: dict[ir.DataType | None, float] = {ir.DataType.FLOAT16: 6.2e-5, ir.DataType.DOUBLE: 2.3e-308}
+
+
 @rule("Pow", "X Y", broadcasts=True)
 def power(op: Adjoint) -> Cotangents:
     """Z = X^Y: dX = dZ Y X^(Y-1), zero where Y is; dY = dZ Z log X, zero where Z is zero and Y is not negative.
 
-    Where X = 0 makes a factor infinite, X is replaced by 1 before, so that the gradient's gradient is right too.
+    Where X makes a factor infinite, X is replaced by 1 before, so that the gradient's gradient is right too.
     """
     b, X, Y = op.b, op["X"], op["Y"]
     exponent = b.Cast(Y, to=X.dtype)
@@ -85,7 +89,8 @@ def _power_slope(op: Adjoint, exponent: ir.Value) -> ir.Value:
     if known is not None and known.size == 1 and float(known.reshape(())) == 2.0:
         return b.Mul(X, 2.0)
     if known is None or not (known != 0).all():
-        flat = b.And(b.Equal(X, 0.0), b.Equal(exponent, 0.0))
+        no_inverse = b.Not(b.Greater(b.Abs(X), _SMALLEST.get(X.dtype, 1.2e-38)))
+        flat = b.And(no_inverse, b.Equal(exponent, 0.0))
         X = b.Where(flat, b.scalar_like(1.0, X), X)
     return b.Mul(exponent, b.Pow(X, exponent - 1.0))
 
@@ -98,8 +103,9 @@ def neg(op: Adjoint) -> Cotangents:
 
 @rule("Abs", "X")
 def absolute(op: Adjoint) -> Cotangents:
-    """Y = |X|; 0 at 0."""
-    yield "X", op.dY * op.b.Sign(op["X"])
+    """Y = |X|; 0 at 0, and where X is no number, so that a cotangent of 0 there stays 0."""
+    b, X = op.b, op["X"]
+    yield "X", op.dY * b.Sign(b.Where(b.IsNaN(X), b.scalar_like(0.0, X), X))
 
 
 @rule("Relu", "X")
@@ -199,7 +205,7 @@ def hard_sigmoid(op: Adjoint) -> Cotangents:
 def hard_swish(op: Adjoint) -> Cotangents:
     """Y = X max(0, min(1, X/6 + 1/2)): (2 X + 3) / 6 between -3 and 3, 0 below, 1 above."""
     b, X = op.b, op["X"]
-    slope = b.Where(b.GreaterOrEqual(X, 3.0), b.scalar_like(1.0, X), X * (1.0 / 3.0) + 0.5)
+    slope = b.Where(b.Less(X, 3.0), X * (1.0 / 3.0) + 0.5, b.scalar_like(1.0, X))
     yield "X", b.Where(b.LessOrEqual(X, -3.0), b.scalar_like(0.0, X), op.dY * slope)
 
 
@@ -223,7 +229,10 @@ def where(op: Adjoint) -> Cotangents:
 
 @rule("Clip", "input min max", broadcasts=True)
 def clip(op: Adjoint) -> Cotangents:
-    """Y = min(max(X, min), max): the operand passes its cotangent between the bounds, them included."""
+    """Y = min(max(X, min), max): the operand passes its cotangent between the bounds, them included.
+
+    Below equal bounds nothing gets one, above them max does, as in torch.clamp.
+    """
     b, X = op.b, op["input"]
     low, high = op.get("min"), op.get("max")
     zero = b.scalar_like(0.0, op.dY)
@@ -234,7 +243,7 @@ def clip(op: Adjoint) -> Cotangents:
     above = None if high is None else b.Greater(X, high)
     below = None if low is None else b.Less(X, low)
     if op.wants("min"):
-        beaten = below if high is None else b.And(below, b.LessOrEqual(low, high))
+        beaten = below if high is None else b.And(below, b.Less(low, high))
         yield "min", b.Where(beaten, op.dY, zero)
     if op.wants("max"):
         over = above if low is None else b.Or(above, b.Greater(low, high))
@@ -258,11 +267,14 @@ def mean_of(op: Adjoint) -> Cotangents:
 
 @rule("Mod", "A B", broadcasts=True)
 def mod(op: Adjoint) -> Cotangents:
-    """C = A - B trunc(A / B) (fmod, the only form for floats): dA = dC, dB = -dC trunc(A / B)."""
+    """C = A - B trunc(A / B) (fmod, the only form for floats): dA = dC, dB = -dC trunc(A / B).
+
+    The quotient is what the forward took away of A, a whole number of times B.
+    """
     if op.wants("A"):
         yield "A", op.dY
     if op.wants("B"):
-        yield "B", op.dY * ((op.out() - op["A"]) / op["B"])
+        yield "B", op.dY * op.b.Round((op.out() - op["A"]) / op["B"])
 
 
 @rule("Max Min", "data_0", broadcasts=True)
@@ -284,8 +296,8 @@ def extremum(op: Adjoint) -> Cotangents:
 
 
 def _share(op: Adjoint, mine: ir.Value, other: ir.Value) -> ir.Value:
-    """1 where `mine` wins, 1/2 where both are equal, 0 elsewhere."""
+    """0 where `mine` loses, 1/2 where both are equal, 1 elsewhere, and so where one is no number."""
     b = op.b
-    wins = b.Greater(mine, other) if op.node.op_type == "Max" else b.Less(mine, other)
-    half = b.Where(b.Equal(mine, other), b.scalar_like(0.5, mine), b.scalar_like(0.0, mine))
-    return b.Where(wins, b.scalar_like(1.0, mine), half)
+    loses = b.Less(mine, other) if op.node.op_type == "Max" else b.Greater(mine, other)
+    half = b.Where(b.Equal(mine, other), b.scalar_like(0.5, mine), b.scalar_like(1.0, mine))
+    return b.Where(loses, b.scalar_like(0.0, mine), half)

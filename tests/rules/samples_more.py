@@ -30,6 +30,9 @@ def _activations() -> Iterator[Sample]:
         yield sample(op, "alpha", away(3, 4), alpha=0.6, dtypes=dtypes)
     yield sample("ThresholdedRelu", "default", away(3, 4, high=3.0))
     yield sample("ThresholdedRelu", "alpha", away(3, 4), alpha=0.25)
+    yield sample("Shrink", "default", away(3, 4))
+    yield sample("Shrink", "soft", away(3, 4), lambd=0.7, bias=0.4)
+    yield sample("Shrink", "negative", away(3, 4), lambd=-0.1, bias=0.4)
     yield sample("Softsign", "matrix", away(3, 4))
     yield sample("Mish", "matrix", normal(3, 4))
     for axis in (-1, 0):

@@ -57,5 +57,6 @@ def test_many_labels_of_a_half_are_counted_in_single_precision() -> None:
     """70,000 rows: their number is beyond the largest half."""
     data, target = np.zeros((70000, 2), np.float16), np.zeros(70000, np.int64)
     built = build(sample("NegativeLogLikelihoodLoss", "many", data, target, runtime="target"))
-    found = runtime(gradcut.vjp(built.model, ["input"], ["y0"]))({**built.feeds, "y0_grad": np.asarray(700, np.float16)})[1]
+    feeds = {**built.feeds, "y0_grad": np.asarray(700, np.float16)}
+    found = runtime(gradcut.vjp(built.model, ["input"], ["y0"]))(feeds)[1]
     np.testing.assert_allclose(found[:, 0], -0.01, rtol=1e-3)
