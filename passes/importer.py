@@ -10,6 +10,7 @@
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
 7. Constants that are parameters become initializers under their output's name.
 8. Types and shapes are inferred where the file does not say them.
+9. What ONNX Runtime's kernel does not take of an operator is written out, see `gradcut.passes.written_out`.
 
 What no gradient trains is refused first, see `gradcut.passes.kinds`; what contradicts itself, on the way, see
 `gradcut.passes.consistency`.
@@ -46,11 +47,12 @@ from gradcut.passes.layouts import time_first
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.shapes import infer_bodies
 from gradcut.passes.torch_marks import mark_as_torch
+from gradcut.passes.written_out import write_out
 from gradcut.rules import REGISTRY
 from gradcut.text import nearest
 
 #: Operators without a rule here that ONNX defines by a function of others.
-BY_BODY = frozenset({"Attention", "MeanVarianceNormalization", "RotaryEmbedding", "SwiGLU"})
+BY_BODY = frozenset({"MeanVarianceNormalization", "SwiGLU"})
 #: What exporters call any dimension that is open.
 _NAMELESS = frozenset({"", "?", "-1", "None"})
 
@@ -83,6 +85,8 @@ class Import(Pass):
         unpack_sequences(model)
         _lift_constants(model)
         _infer(model)
+        if write_out(model):
+            _infer(model)
         check_types(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
@@ -231,6 +235,16 @@ def _infer_again(model: ir.Model) -> None:
     for value, shape in known.items():
         if shape is not None and _says_more(shape, value.shape):
             value.shape = shape
+    _open_attention(model)
+
+
+def _open_attention(model: ir.Model) -> None:
+    """Onnx's inference takes a size that it does not know for 0, where it has to be divided by a number of heads."""
+    for node in [node for node in model.graph.all_nodes() if node.op_type == "Attention" and node.domain == ""]:
+        empty = any(dim == 0 for value in node.inputs if value is not None for dim in value.shape or ())
+        for value in () if empty else node.outputs:
+            if value.shape is not None and any(dim == 0 for dim in value.shape):
+                value.shape = ir.Shape([None if dim == 0 else dim for dim in value.shape])
 
 
 def _take_over_types(graph: ir.Graph, inferred: ir.Graph) -> None:

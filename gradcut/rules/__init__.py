@@ -6,6 +6,7 @@ that yields ``(operand, cotangent)`` for each wanted operand, and add samples fo
 
 from gradcut.rules import (
     activation,
+    attention,
     bounded,
     col2im,
     constant,
@@ -41,6 +42,7 @@ __all__ = [
     "Registry",
     "Rule",
     "activation",
+    "attention",
     "bounded",
     "col2im",
     "constant",

@@ -124,10 +124,15 @@ def rule(
     weights: str = "",
     outputs: Outputs = lambda node: {},
     broadcasts: bool = False,
+    operands: str = "",
     domain: str = "",
     since: int = 1,
 ) -> Callable[[VJP], VJP]:
-    """Declare the rule of an ONNX operator; operand names are separated by blanks."""
+    """Declare the rule of an ONNX operator; operand names are separated by blanks.
+
+    Args:
+        operands: the operands' names in order, of an operator that has no page among ONNX's.
+    """
 
     def declare(vjp: VJP) -> VJP:
         for name in op_type.split():
@@ -136,7 +141,7 @@ def rule(
                     name,
                     domain,
                     since,
-                    schema_operands(domain, name),
+                    tuple(operands.split()) or schema_operands(domain, name),
                     frozenset(differentiable.split()),
                     frozenset(weights.split()),
                     outputs,

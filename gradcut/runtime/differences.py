@@ -361,6 +361,12 @@ def _looks_rounded(moved: Array, here: Array) -> bool:
     return bool(changed.size) and bool(np.all(changed.astype(np.float32) == changed))
 
 
+def _size(x: Array) -> float:
+    """The root mean square of what is finite: a mask holds infinities."""
+    finite = x[np.isfinite(x)]
+    return float(np.sqrt(np.mean(np.square(finite, dtype=np.float64)))) if finite.size else 0.0
+
+
 def _norm(y: Array) -> float:
     finite = y[np.isfinite(y)]
     return float(np.linalg.norm(finite.astype(np.float64)))

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_attention import Attention_24 as PlainAttention
+from onnx.reference.ops.op_pad import Pad_18 as PlainPad
 
 from gradcut.runtime.image_evaluators import IMAGES
 from gradcut.runtime.pool_evaluators import POOLS
@@ -44,6 +46,30 @@ class GatherElements(OpRun):
         places: list[Array] = list(np.indices(indices.shape, sparse=True))
         places[axis] = indices
         return (data[tuple(places)],)
+
+
+class Pad(PlainPad):
+    """Onnx's takes no negative pads, which crop."""
+
+    def _run(  # type: ignore[override]
+        self, data: Array, pads: Array, constant_value: Any = None, axes: Any = None, mode: str | None = None
+    ) -> tuple[Array, ...]:
+        places = range(data.ndim) if axes is None else [int(axis) % data.ndim for axis in axes]
+        for axis, before, after in zip(places, *np.split(np.asarray(pads), 2), strict=True):
+            stop = data.shape[axis] + min(int(after), 0)
+            data = data[(*[slice(None)] * axis, slice(max(-int(before), 0), stop))]
+        return tuple(super()._run(data, np.maximum(pads, 0), constant_value, axes, mode=mode))  # type: ignore[no-untyped-call]
+
+
+class Attention(PlainAttention):
+    """Onnx's gives the capped scores where the plain ones are asked for."""
+
+    def _run(self, *operands: Any, **attributes: Any) -> tuple[Array, ...]:  # type: ignore[override]
+        outputs = tuple(super()._run(*operands, **attributes))  # type: ignore[no-untyped-call]
+        if attributes.get("qk_matmul_output_mode") or not attributes.get("softcap"):
+            return outputs
+        plain = super()._run(*operands, **{**attributes, "softcap": 0.0})  # type: ignore[no-untyped-call]
+        return (*outputs[:3], plain[3])
 
 
 class GlobalMaxPool(OpRun):
@@ -81,7 +107,7 @@ class Conv(OpRun):
 
 
 BETTER: list[type[OpRun]] = [
-    *(Erf, Gelu, GatherElements, GlobalMaxPool, Conv, GRU, LSTM, RNN),
+    *(Erf, Gelu, GatherElements, GlobalMaxPool, Conv, Pad, Attention, GRU, LSTM, RNN),
     *POOLS,
     *IMAGES,
     *SAMPLERS,

@@ -77,6 +77,8 @@ def _widen_node(node: ir.Node, to: ir.DataType) -> None:
             node.attributes.add(ir.AttrInt64(name, int(to)))
     if node.domain == "" and node.op_type == "GroupNormalization":
         node.attributes.add(ir.AttrInt64("stash_type", int(to)))  # its function casts to it
+    if node.domain == "" and node.op_type == "Attention" and "softmax_precision" in node.attributes:
+        node.attributes.add(ir.AttrInt64("softmax_precision", int(to)))
     if node.domain or node.op_type not in ("Constant", "ConstantOfShape"):
         return
     if node.op_type == "ConstantOfShape" and "value" not in node.attributes:

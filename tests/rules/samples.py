@@ -6,6 +6,7 @@ To give a new rule its samples, yield them in the module of its topic; a new mod
 from __future__ import annotations
 
 from tests.rules import (
+    samples_attention,
     samples_conv,
     samples_elementwise,
     samples_index,
@@ -32,5 +33,6 @@ _MODULES = (
     samples_shape,
     samples_index,
     samples_windows,
+    samples_attention,
 )
 SAMPLES: tuple[Sample, ...] = tuple(sample for module in _MODULES for sample in module.samples())

@@ -68,4 +68,6 @@ def _conv_transpose() -> Iterator[Sample]:
     padding = {"output_shape": [6, 9], "output_padding": [1, 0]}
     yield _one(op, "output_shape_padding", *image, known="X W", **padding, **half)
     yield _one(op, "output_shape_line", (1, 2, 3), (2, 2, 2), output_shape=[6], strides=[3], dtypes="float16")
-    yield _one(op, "output_shape_groups", (2, 4, 3), (4, 1, 2), output_shape=[6], strides=[2], group=2, dtypes="float16")
+    yield _one(
+        op, "output_shape_groups", (2, 4, 3), (4, 1, 2), output_shape=[6], strides=[2], group=2, dtypes="float16"
+    )

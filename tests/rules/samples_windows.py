@@ -77,7 +77,9 @@ def _max_unpool() -> Iterator[Sample]:
     yield sample("MaxUnpool", "at_run_time", normal(1, 2, 2, 2), _places((8, 32)), runtime="I", **halves)
     twice = np.array([0, 5, 5, 11, 5, 0, 15, 9]).reshape(1, 2, 2, 2)
     yield sample("MaxUnpool", "one_place_twice", distinct(1, 2, 2, 2), twice, **halves)
-    yield sample("MaxUnpool", "line", normal(1, 1, 3), ints(1, 2, 5).reshape(1, 1, 3), kernel_shape=[2], strides=[2], **HALF)
+    yield sample(
+        "MaxUnpool", "line", normal(1, 1, 3), ints(1, 2, 5).reshape(1, 1, 3), kernel_shape=[2], strides=[2], **HALF
+    )
 
 
 def _places(size: tuple[int, int]) -> Array:
@@ -118,7 +120,9 @@ def _deformed(
 
 def _roi_align() -> Iterator[Sample]:
     """Regions whose samples keep away from the places where the weights have kinks."""
-    rois = np.float32([[0.31, 0.42, 3.87, 2.63], [1.13, 1.78, 4.41, 3.19], [-2.2, -1.9, 1.7, 5.3], [2.7, 2.2, 2.9, 2.6]])
+    rois = np.float32(
+        [[0.31, 0.42, 3.87, 2.63], [1.13, 1.78, 4.41, 3.19], [-2.2, -1.9, 1.7, 5.3], [2.7, 2.2, 2.9, 2.6]]
+    )
     batch, image = ints(0, 1, 0, 1), normal(2, 3, 4, 5)
     for mode in ("avg", "max"):
         for transformation in ("half_pixel", "output_half_pixel"):

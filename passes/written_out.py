@@ -1,0 +1,68 @@
+"""Nodes that ONNX Runtime's kernel does not take, in a configuration of the operator's page, become what they are
+made of: an Attention with windows, or whose mask is to be broadcast or lengthened."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from gradcut.ops import Builder, Names
+from gradcut.rules import REGISTRY
+from gradcut.rules.compose import written_out
+
+
+def write_out(model: ir.Model) -> bool:
+    """Replace such nodes; whether there were any. Shapes are to be known as far as they can be."""
+    nodes = [node for node in model.graph.all_nodes() if _is_beyond_the_kernel(node)]
+    names = Names.of(model) if nodes else None
+    for node in nodes:
+        assert names is not None
+        _replace(node, names, model.opset_imports[""])
+    return bool(nodes)
+
+
+def _is_beyond_the_kernel(node: ir.Node) -> bool:
+    if node.domain != "" or node.op_type != "Attention":
+        return False
+    rule = REGISTRY.find(node)
+    if rule is None or rule.foreign:
+        return False
+    windows = (node.attributes.get(name) for name in ("left_window_size", "right_window_size"))
+    return any(size is not None and size.as_int() >= 0 for size in windows) or _mask_is_smaller(node)
+
+
+def _mask_is_smaller(node: ir.Node) -> bool:
+    """Whether the mask has fewer places than queries and keys, as far as shapes are known."""
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    if mask is None or mask.shape is None:
+        return False
+    if len(mask.shape) < 2:
+        return True
+    queries, keys = (_length(node, index) for index in (0, 1))
+    past = _length(node, 4) if len(node.inputs) > 4 and node.inputs[4] is not None else 0
+    total = keys + past if isinstance(keys, int) and isinstance(past, int) else None
+    pairs = (mask.shape[-2], queries), (mask.shape[-1], total)
+    return any(isinstance(has, int) and isinstance(needs, int) and has < needs for has, needs in pairs)
+
+
+def _length(node: ir.Node, operand: int) -> int | None:
+    """How many queries or keys an operand holds, where it is known."""
+    value = node.inputs[operand]
+    if value is None or value.shape is None:
+        return None
+    length = value.shape[-2 if len(value.shape) == 4 else 1]
+    return length if isinstance(length, int) else None
+
+
+def _replace(node: ir.Node, names: Names, opset: int) -> None:
+    b, graph = Builder(names, prefix=f"{node.outputs[0].name}_"), node.graph
+    assert isinstance(graph, ir.Graph)
+    made = written_out(node, b, opset)
+    for old, value in zip(node.outputs, made, strict=False):
+        if not old.name or value is None:
+            continue
+        new = b.op("Identity", value, dtype=value.dtype, shape=old.shape or value.shape)
+        new.type = old.type or new.type
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        new.name, old.name = old.name, names.fresh(f"{old.name}_before")
+    graph.insert_before(node, b.nodes)
+    graph.remove(node, safe=True)
