@@ -1,4 +1,7 @@
-"""Samples of ONNX's attention and of the rotary embedding of positions."""
+"""Samples of ONNX's attention and of the rotary embedding of positions.
+
+In float64 ONNX Runtime gives NaN where a query sees no key, and the operator's page zeros: no samples of that there.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +60,10 @@ def _masked() -> Iterator[Sample]:
     yield _attention("mask_causal", *qkv(), normal(3, 4), is_causal=1)
     yield _attention("mask_grouped", *qkv(4, 2), normal(4, 3, 4), softcap=1.5)
     yield _attention("mask_flat", *flat(), normal(2, 1, 3, 4), q_num_heads=2, kv_num_heads=2)
-    yield _attention("mask_infinite", *qkv(), with_infinities(), unwanted="attn_mask")
+    yield _attention("mask_infinite", *qkv(), with_infinities(), dtypes="float16")
     chosen = np.array([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]], bool)
-    yield _attention("mask_bool", *qkv(), chosen, runtime="attn_mask")
-    yield _attention("mask_bool_causal", *qkv(), chosen, runtime="attn_mask", is_causal=1)
+    yield _attention("mask_bool", *qkv(), chosen, runtime="attn_mask", dtypes="float16")
+    yield _attention("mask_bool_causal", *qkv(), chosen, runtime="attn_mask", is_causal=1, dtypes="float16")
 
 
 def with_infinities() -> Array:
@@ -79,7 +82,7 @@ def _cached() -> Iterator[Sample]:
     yield _attention("past_mask", *qkv(), normal(3, 6), *past, **both)
     yield _attention("past_grouped", *qkv(4, 2), normal(2, 1, 3, 6), *past, is_causal=1, softcap=2.0, **both)
     yield _attention("past_flat", *flat(4, 2), None, *past, q_num_heads=4, kv_num_heads=2, is_causal=1, **both)
-    filled = {"opset": 24, "runtime": "nonpad_kv_seqlen"}
+    filled = {"opset": 24, "runtime": "nonpad_kv_seqlen", "dtypes": "float16"}
     none = (None, None, None)
     yield _attention("filled", *qkv(), *none, ints(3, 4), **filled)
     yield _attention("filled_causal", *qkv(), *none, ints(3, 4), is_causal=1, **filled)
@@ -93,8 +96,7 @@ def _shown() -> Iterator[Sample]:
         own = {"qk_matmul_output_mode": mode, "outputs": 4}
         yield _attention(f"shown_{mode}", *qkv(), normal(3, 6), *past, softcap=0.9, **own)
         yield _attention(f"shown_{mode}_grouped", *qkv(4, 2), None, *past, **own)
-    infinite = with_infinities()
-    yield _attention("shown_infinite", *qkv(), infinite, qk_matmul_output_mode=3, outputs=4, unwanted="attn_mask")
+    yield _attention("shown_empty", *qkv(), with_infinities(), qk_matmul_output_mode=3, outputs=4, dtypes="float16")
 
 
 def _rotary() -> Iterator[Sample]:

@@ -1,0 +1,231 @@
+"""Attention of ONNX Runtime's own: with the projections in it, of several heads, and its rotary embedding.
+
+Operands and attributes: docs/ContribOperators.md of onnxruntime. Masks add `mask_filter_value` where they forbid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from gradcut.ops import Builder
+from gradcut.rules.adjoint import Adjoint
+from gradcut.rules.attention import (
+    after,
+    forbidding,
+    merge_heads,
+    of_rank,
+    places,
+    positions,
+    rotated,
+    scaled_scores,
+    split_heads,
+    weighted,
+)
+from gradcut.rules.compose import composed
+from gradcut.rules.contrib import MICROSOFT
+
+
+@composed(
+    "Attention",
+    "input weights bias past attention_bias",
+    operands="input weights bias mask_index past attention_bias past_sequence_length",
+    weights="weights bias",
+    outputs=lambda node: {"1": "input weights bias past"},
+    domain=MICROSOFT,
+)
+def attention(op: Adjoint) -> Sequence[ir.Value | None]:
+    """Y = softmax(scale Q K^T + masks) V for each head, Q, K and V the parts of input weights + bias.
+
+    Not covered: do_rotary, past_present_share_buffer, a mask_index of 4 dimensions or of 3 numbers a row.
+    """
+    if op.attr("do_rotary", 0) or op.attr("past_present_share_buffer", 0):
+        op.refuse("do_rotary or past_present_share_buffer has no rule")
+    b, heads = op.b, op.attr("num_heads")
+    Q, K, V = (split_heads(b, x, heads) for x in _projected(op))
+    past = op.get("past")
+    if past is not None:
+        K, V = (after(b, _half(b, past, at), new) for at, new in ((0, K), (1, V)))
+    present = [b.op("Unsqueeze", x, b.ints([0]), shape=ir.Shape([1, *(x.shape or ())])) for x in (K, V)]
+    both = b.op("Concat", *present, axis=0, shape=ir.Shape([2, *(K.shape or ())]))
+    Y = _attended(op, Q, K, V, op.get("mask_index"), op.get("attention_bias"))
+    return [merge_heads(b, Y), both]
+
+
+def _projected(op: Adjoint) -> Sequence[ir.Value]:
+    """Q, K and V, [batch, sequence, hidden] each."""
+    b, bias = op.b, op.get("bias")
+    x, weights = of_rank(op["input"], 3), of_rank(op["weights"], 2)
+    assert x.shape is not None and weights.shape is not None
+    joint = b.op("MatMul", x, weights, shape=ir.Shape([x.shape[0], x.shape[1], weights.shape[1]]))
+    joint = joint if bias is None else b.op("Add", joint, bias, shape=joint.shape)
+    sizes = [size for size in op.attr("qkv_hidden_sizes", ()) if size]
+    width = weights.shape[1]
+    if not sizes and isinstance(width, int):
+        sizes = [width // 3] * 3
+    operands = (joint, b.ints(sizes)) if sizes else (joint,)
+    parts = b.node("Split", *operands, axis=2, outputs=3, num_outputs=None if sizes else 3).outputs
+    for at, part in enumerate(parts):
+        part.dtype, part.shape = x.dtype, ir.Shape([x.shape[0], x.shape[1], sizes[at] if sizes else None])
+    return parts
+
+
+def _half(b: Builder, past: ir.Value, at: int) -> ir.Value:
+    """The keys or the values of a past [2, batch, heads, sequence, size]."""
+    past = of_rank(past, 5)
+    assert past.shape is not None
+    return b.op("Gather", past, b.constant(at, ir.DataType.INT64), axis=0, shape=ir.Shape(past.shape[1:]))
+
+
+@composed(
+    "MultiHeadAttention",
+    "query key value bias attention_bias past_key past_value",
+    operands="query key value bias key_padding_mask attention_bias past_key past_value past_sequence_length "
+    "cache_indirection",
+    weights="bias",
+    outputs=lambda node: {"1": "query key bias past_key", "2": "query value bias past_value"},
+    domain=MICROSOFT,
+)
+def multi_head_attention(op: Adjoint) -> Sequence[ir.Value | None]:
+    """Y = softmax(scale Q K^T + masks) V for each head, bias added to query, key and value before.
+
+    Not covered: query, key and value packed into one, cache_indirection, the product of query and key as an output,
+    a key_padding_mask of 3 numbers a row.
+    """
+    b, heads = op.b, op.attr("num_heads")
+    if op.get("value") is None or op.get("key") is None:
+        op.refuse("packed query, key and value have no rule")
+    if op.get("cache_indirection") is not None or op.cotangent(3) is not None:
+        op.refuse("cache_indirection, and a derivative of the output qk, have no rule")
+    Q, K, V = (_operand_heads(op, name, heads) for name in ("query", "key", "value"))
+    for name in ("past_key", "past_value"):
+        past = op.get(name)
+        if past is not None and name == "past_key":
+            K = after(b, of_rank(past, 4), K)
+        elif past is not None:
+            V = after(b, of_rank(past, 4), V)
+    Y = _attended(op, Q, K, V, op.get("key_padding_mask"), op.get("attention_bias"))
+    return [merge_heads(b, Y), K, V]
+
+
+def _operand_heads(op: Adjoint, name: str, heads: int) -> ir.Value:
+    """query, key or value with its part of the bias, [batch, heads, sequence, size]."""
+    b, x, rank = op.b, op[name], len(op[name].shape or (0,) * 3)
+    if rank == 5:
+        op.refuse("packed query, key and value have no rule")
+    x = x if rank == 4 else split_heads(b, of_rank(x, 3), heads)
+    bias = op.get("bias")
+    if bias is None:
+        return x
+    part = _bias_part(op, bias, name)
+    rows = b.op("Reshape", part, b.ints([1, heads, 1, -1]), shape=ir.Shape([1, heads, 1, None]))
+    return b.op("Add", x, rows, shape=x.shape)
+
+
+def _bias_part(op: Adjoint, bias: ir.Value, name: str) -> ir.Value:
+    """The bias is those of query, key (of one width) and value, one behind the other."""
+    b, query = op.b, of_rank(op["query"], 3)
+    width = b.dim(query, 2)
+    bounds = {"query": (b.ints([0]), width), "key": (width, b.Add(width, width)), "value": (b.Add(width, width), None)}
+    start, end = bounds[name]
+    last = b.ints([2**31 - 1]) if end is None else end
+    return b.op("Slice", bias, start, last, b.ints([0]), dtype=bias.dtype, shape=ir.Shape([None]))
+
+
+# --- what is shared ------------------------------------------------------------------------------------------
+
+
+def _attended(
+    op: Adjoint, Q: ir.Value, K: ir.Value, V: ir.Value, mask: ir.Value | None, bias: ir.Value | None
+) -> ir.Value:
+    """softmax(scale Q K^T + mask + bias) V, in the operands' type."""
+    b = op.b
+    scores = scaled_scores(op, op.wide(Q), op.wide(K), op.attr("scale", 0.0) or None)
+    shape = scores.shape
+    if mask is not None:
+        allowed = b.Cast(_allowed(op, of_rank(mask, 2) if mask.shape is None else mask, Q, K), to=scores.dtype)
+        scores = b.op("Add", scores, (1.0 - allowed) * op.attr("mask_filter_value", -10000.0), shape=shape)
+    if bias is not None:
+        scores = b.op("Add", scores, op.wide(bias), shape=shape)
+    if op.attr("unidirectional", 0):
+        seen = b.LessOrEqual(positions(b, K, 2), places(b, Q) + (b.dim(K, 2) - b.dim(Q, 2)))
+        scores = b.op("Add", scores, forbidding(b, seen, scores.dtype), shape=shape)
+    P = b.op("Softmax", scores, axis=-1, shape=shape)
+    return b.Cast(weighted(b, P, op.wide(V)), to=V.dtype)
+
+
+def _allowed(op: Adjoint, mask: ir.Value, Q: ir.Value, K: ir.Value) -> ir.Value:
+    """Which keys may be seen, BOOL, to broadcast against [batch, heads, queries, keys]."""
+    b, rank = op.b, len(mask.shape or ())
+    if rank == 1:
+        return _lengths(op, mask, Q, K)
+    if rank not in (2, 3):
+        op.refuse(f"a mask of {rank} dimensions has no rule")
+    shape = ir.Shape([mask.shape[0], *[1] * (4 - rank), *mask.shape[1:]]) if mask.shape is not None else None
+    wide = b.op("Unsqueeze", mask, b.ints(range(1, 5 - rank)), shape=shape)
+    return b.Greater(wide, 0)
+
+
+def _lengths(op: Adjoint, mask: ir.Value, Q: ir.Value, K: ir.Value) -> ir.Value:
+    """Keys up to an end for each row, [batch], and from a start, [2 * batch]."""
+    b = op.b
+    rows, batch = (x.shape[0] if x.shape is not None else None for x in (mask, Q))
+    if not isinstance(rows, int) or not isinstance(batch, int) or rows not in (batch, 2 * batch):
+        op.refuse("a mask of 1 dimension whose length is not that of the batch, or known only at run time, has no rule")
+    bounds = b.op("Reshape", mask, b.ints([-1, batch, 1, 1, 1]), shape=ir.Shape([rows // batch, batch, 1, 1, 1]))
+    ends = b.op("Gather", bounds, b.constant(0, ir.DataType.INT64), axis=0, shape=ir.Shape([batch, 1, 1, 1]))
+    keys = b.Cast(positions(b, K, 2), to=mask.dtype)
+    before = b.Less(keys, ends)
+    if rows == batch:
+        return before
+    starts = b.op("Gather", bounds, b.constant(1, ir.DataType.INT64), axis=0, shape=ir.Shape([batch, 1, 1, 1]))
+    return b.And(before, b.GreaterOrEqual(keys, starts))
+
+
+# --- positions -----------------------------------------------------------------------------------------------
+
+
+@composed(
+    "RotaryEmbedding",
+    "input cos_cache sin_cache",
+    operands="input position_ids cos_cache sin_cache",
+    domain=MICROSOFT,
+)
+def rotary_embedding(op: Adjoint) -> Sequence[ir.Value | None]:
+    """Pairs of a head turned by the angle of their position; Su et al. 2021. Position ids: [batch, sequence], or the
+    first one, [1], of all rows.
+
+    Not covered: is_packed_batching, and a rank of the input that is unknown.
+    """
+    b, rank = op.b, op.rank("input")
+    if op.attr("is_packed_batching", 0):
+        op.refuse("is_packed_batching=1 has no rule")
+    size, heads = op.attr("rotary_embedding_dim", 0), op.attr("num_heads", 0)
+    cos, sin = (of_rank(op[name], 2) for name in ("cos_cache", "sin_cache"))
+    if rank == 3 and not heads:
+        heads = _heads_by_cache(op, cos)
+    x = split_heads(b, op["input"], heads) if rank == 3 else op["input"]
+    ids = op["position_ids"]
+    if op.rank("position_ids") == 1:
+        ids = b.op("Unsqueeze", ids + positions(b, x, 2), b.ints([0]), shape=ir.Shape([1, None]))
+    turned = (_angles(b, cache, ids) for cache in (cos, sin))
+    y = rotated(b, x, *turned, size, bool(op.attr("interleaved", 0)))
+    return [merge_heads(b, y) if rank == 3 else y]
+
+
+def _heads_by_cache(op: Adjoint, cos: ir.Value) -> int:
+    """Where the number of heads is not said, a head is as wide as the whole of a cache turns."""
+    shape, half = op["input"].shape, cos.shape[1] if cos.shape is not None else None
+    hidden = shape[2] if shape is not None else None
+    if not isinstance(hidden, int) or not isinstance(half, int) or hidden % (2 * half):
+        op.refuse("num_heads is not said, and the widths of input and cos_cache do not say it")
+    return hidden // (2 * half)
+
+
+def _angles(b: Builder, cache: ir.Value, ids: ir.Value) -> ir.Value:
+    """[batch, 1, sequence, size / 2]"""
+    width = cache.shape[1] if cache.shape is not None else None
+    batch, length = (*ids.shape,) if ids.shape is not None else (None, None)
+    found = b.op("Gather", cache, ids, axis=0, shape=ir.Shape([batch, length, width]))
+    return b.op("Unsqueeze", found, b.ints([1]), shape=ir.Shape([batch, 1, length, width]))
