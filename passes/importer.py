@@ -5,7 +5,7 @@
    that have no rule here, become those.
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
-4. Unnamed nodes get a name. Weights of bodies go to the main graph, see `gradcut.passes.hoist`.
+4. Unnamed nodes get a name. Bodies are put in order, see `gradcut.passes.bodies`.
 5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`.
 7. Constants that are parameters become initializers under their output's name.
@@ -39,9 +39,9 @@ from gradcut.errors import ImportModelError, UnsupportedModelError
 from gradcut.ops import Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
+from gradcut.passes.bodies import settle_bodies
 from gradcut.passes.consistency import check_operators, check_shapes, check_types
 from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
-from gradcut.passes.hoist import hoist_weights
 from gradcut.passes.kinds import check_kind
 from gradcut.passes.layouts import time_first
 from gradcut.passes.sequences import unpack_sequences
@@ -78,7 +78,7 @@ class Import(Pass):
         time_first(model)
         _unshadow(model.graph)
         name_nodes(model)
-        hoist_weights(model)
+        settle_bodies(model)
         mark_as_torch(model)
         declare(model)
         TopologicalSortPass()(model)

@@ -36,11 +36,14 @@ def infer_bodies(model: ir.Model, infer: Infer) -> None:
     Args:
         infer: sets shapes that are unknown and can be told.
     """
+    tried = set[ir.Value]()
     while True:
-        told = sum(map(_from_kernel, model.graph.all_nodes()))
+        told = sum([_from_kernel(node) for node in model.graph.all_nodes()])
         if told:
             infer(model)
         states = [s for s in _states(model) if s.given.shape is None and s.operand.shape is not None]
+        states = [state for state in states if state.given not in tried]
+        tried.update(state.given for state in states)
         if not _assume(model, states, infer) and not told:
             return
 

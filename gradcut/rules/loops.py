@@ -143,7 +143,7 @@ class _Backward:
         like = [_like(state) for state in self.states]
         body = b.body([turn, going, *like, *op.captured], self._turn)
         count = len(body.outputs) - 1
-        outputs = b.node("Loop", self.turns.count, None, *starts, *sums, body=body, outputs=count).outputs
+        outputs = b.node("Loop", self.turns.count, b.constant(True), *starts, *sums, body=body, outputs=count).outputs
         kept = [*like, *op.captured]
         for output, value in zip(outputs, kept, strict=False):
             output.type, output.shape = value.type, value.shape
@@ -246,7 +246,7 @@ class _Backward:
             start.type = kind
         graph = b.body([*body.inputs, *records], turn, name="record")
         count = len(states) + len(values)
-        node = b.node("Loop", self.turns.count, None, *starts, *empty, body=graph, outputs=count)
+        node = b.node("Loop", self.turns.count, b.constant(True), *starts, *empty, body=graph, outputs=count)
         for output, value in zip(node.outputs, [*(state.given for state in states), *records], strict=True):
             output.type = value.type
         return dict(zip(values, node.outputs[len(states) :], strict=True))
@@ -260,7 +260,7 @@ class _Backward:
         if not one.backwards:
             stacked = b.Slice(stacked, b.ints([-1]), b.ints([_BEFORE_ALL]), b.ints([0]), b.ints([-1]))
         if one.axis:
-            rank = self.op.rank(one.place)
+            rank = self.op.rank(one.place) if one.value.shape is None else len(one.value.shape) + 1
             order = list(range(1, rank))
             order.insert(one.axis % rank, 0)
             stacked = b.op("Transpose", stacked, perm=order, dtype=operand.dtype)

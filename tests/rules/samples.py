@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.rules import (
     samples_attention,
+    samples_control_flow,
     samples_conv,
     samples_elementwise,
     samples_index,
@@ -25,6 +26,7 @@ _MODULES = (
     samples_elementwise,
     samples_matmul,
     samples_more,
+    samples_control_flow,
     samples_conv,
     samples_pool,
     samples_norm,
