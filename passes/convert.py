@@ -72,6 +72,8 @@ def _restore(graph: ir.Graph, before: ir.Graph) -> None:
 def convert_to(model: ir.Model, target: int) -> None:
     """Bring a model, and the functions in it that are kept, to a later opset."""
     opset = model.opset_imports[""]
+    if opset < 9:
+        _refuse_batched_scans(model)
     nearest = _old_resizes(model) if opset <= 10 else {}
     if opset < 21 <= target:
         _widen_group_norms(model)
@@ -124,6 +126,16 @@ def _keep_references(old: onnx.NodeProto, nodes: Iterable[onnx.NodeProto], funct
                 f"no {reference.name!r} at opset {TARGET}; export the model at opset {TARGET}"
             )
         place.CopyFrom(reference)
+
+
+def _refuse_batched_scans(model: ir.Model) -> None:
+    """Before opset 9 a Scan had a batch axis; ONNX's converter takes that off the graph's own inputs."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Scan" and node.domain == "":
+            raise UnsupportedModelError(
+                f"node {node.name or node.outputs[0].name!r}: the Scan of opset 8 has a batch axis, which later ones "
+                "do not have; export the model at opset 9 or later"
+            )
 
 
 # --- what the converter leaves wrong ---------------------------------------------------------------------------
