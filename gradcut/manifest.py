@@ -17,6 +17,7 @@ from gradcut.graphs import StepNames, Trained, own_version, signature
 from gradcut.passes.base import FROZEN, TRAINABLE, read_json
 from gradcut.passes.propagate import main_values
 from gradcut.shared import merged, twins
+from gradcut.subgraphs import body_tensors
 from gradcut.text import join_names
 
 #: The lowest onnxruntime that takes what is emitted, by opset.
@@ -148,7 +149,7 @@ def _roles(c: Compilation, trained: Sequence[Trained], scalars: StepNames) -> di
 def _parameters(c: Compilation, trained: set[str]) -> list[dict[str, Any]]:
     frozen = set(read_json(c.forward, FROZEN) or ())
     wanted = set(read_json(c.forward, TRAINABLE) or ())
-    listed, given = [], main_values(c.given.graph)
+    listed, given = [], {**body_tensors(c.given.graph), **main_values(c.given.graph)}
     for name, decision in c.decisions.items():
         hidden = name not in given  # inside a function of the model's, which stays one where nothing in it trains
         if hidden or (decision.kind != "parameter" and name not in wanted):

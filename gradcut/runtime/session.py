@@ -31,6 +31,7 @@ from gradcut.runtime.export import export
 from gradcut.runtime.feeds import FeedCheck
 from gradcut.runtime.finite import require_finite_loss, require_finite_state
 from gradcut.runtime.updater import Updater
+from gradcut.subgraphs import body_tensors
 
 Array = np.ndarray[Any, Any]
 
@@ -247,7 +248,8 @@ class TrainingSession:
         Raises:
             SpecError: averages are asked for, and the artifacts were compiled without `ema`.
         """
-        values = main_values(self.artifacts.model.graph)
+        graph = self.artifacts.model.graph
+        values = {**body_tensors(graph), **main_values(graph)}
         moved = averages(self.manifest, {name: slot.peek() for name, slot in self._slots.items()}) if ema else {}
         found = {}
         for one in self.manifest["parameters"]:

@@ -1,4 +1,4 @@
-"""If, Loop and Scan against central differences, first and second order, and against torch on the unrolled computation."""
+"""If, Loop and Scan against central differences, first and second order, and against torch, unrolled."""
 
 from __future__ import annotations
 

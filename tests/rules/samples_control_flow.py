@@ -28,7 +28,8 @@ _CELL = """cell (float[2] s, float[2] a) => (float[2] next, float[2] y) {
     next = Tanh(m)
     y = Add(next, a)
 }"""
-_TWO = """two (float[2] s, float[2] r, float[2] a, float[2] b) => (float[2] next, float[2] same, float[2] y, float[2] z) {
+_TWO = """two (float[2] s, float[2] r, float[2] a, float[2] b) =>
+        (float[2] next, float[2] same, float[2] y, float[2] z) {
     m = Mul(s, a)
     n = Add(m, b)
     next = Tanh(n)
