@@ -122,8 +122,15 @@ def test_a_scan_is_torchs_recurrent_network() -> None:
 # --- what is refused -------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_draws_is_refused() -> None:
-    text = LOOP.replace("t = Mul(h, w)", "r = RandomNormalLike(h) t = Mul(h, r)")
+@pytest.mark.parametrize(
+    "text",
+    [
+        LOOP.replace("t = Mul(h, w)", "r = RandomNormalLike(h) t = Mul(h, r)"),
+        BRANCHES.replace("u = Mul(h, w)", "r = RandomNormalLike(h) u = Mul(h, r)"),
+    ],
+    ids=["Loop", "If"],
+)
+def test_a_body_that_draws_is_refused(text: str) -> None:
     with pytest.raises(NoGradientError, match=r"draws at random \(RandomNormalLike\)"):
         gradcut.vjp(model(text), ["x"], ["y"])
 
