@@ -7,8 +7,8 @@
    -1, or give all that are open one name such as ``?``.
 4. Unnamed nodes get a name. Bodies are put in order, see `gradcut.passes.bodies`.
 5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
-6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`
-   and, for those that a Loop collects, `gradcut.passes.loop_sequences`.
+6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`,
+   `known_sequences` and, for those that a Loop collects, `loop_sequences`.
 7. Constants that are parameters become initializers under their output's name.
 8. Types and shapes are inferred where the file does not say them.
 9. What ONNX Runtime's kernel does not take of an operator is written out, see `gradcut.passes.written_out`.
@@ -44,6 +44,7 @@ from gradcut.passes.bodies import settle_bodies
 from gradcut.passes.consistency import check_operators, check_shapes, check_types
 from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
 from gradcut.passes.kinds import check_kind
+from gradcut.passes.known_sequences import construct_sequences
 from gradcut.passes.layouts import time_first
 from gradcut.passes.loop_sequences import stack_sequences
 from gradcut.passes.sequences import unpack_sequences
@@ -84,6 +85,7 @@ class Import(Pass):
         mark_as_torch(model)
         declare(model)
         TopologicalSortPass()(model)
+        construct_sequences(model)
         unpack_sequences(model)
         stack_sequences(model)
         _lift_constants(model)
