@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from pathlib import Path
 from gradcut.passes.importer import BY_BODY
 from gradcut.rules import REGISTRY, Rule
 from gradcut.rules.registry import names_of
+from tests.corpus.cases import counts
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -35,6 +37,13 @@ def operators() -> str:
     return "\n".join(textwrap.fill(line, 120, subsequent_indent="  " * line.startswith("- ")) for line in lines)
 
 
+def corpus() -> str:
+    """How many of the operator cases of the onnx package are of which kind."""
+    found = counts()
+    rows = ["| cases of the onnx package | number |", "|---|---:|"]
+    return "\n".join([*rows, *(f"| {kind} | {number} |" for kind, number in found.items())])
+
+
 def limited(rules: Iterable[Rule]) -> dict[str, list[str]]:
     """What rules do not cover, with the operators that they are of."""
     found: dict[str, list[str]] = {}
@@ -55,7 +64,8 @@ def with_part(text: str, name: str, part: str) -> str:
 
 def current() -> str:
     """The README as it should be."""
-    return with_part(README.read_text(encoding="utf-8"), "operators", operators())
+    parts = {"operators": operators(), "corpus": corpus()}
+    return functools.reduce(lambda text, name: with_part(text, name, parts[name]), parts, README.read_text("utf-8"))
 
 
 if __name__ == "__main__":

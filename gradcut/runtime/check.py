@@ -69,7 +69,7 @@ def check_gradients(
         raise SpecError(f"seed is {seed}; it is at least 0")
     work = imported(model, stop_at)
     given = random_feeds(work, seed, sizes) if feeds is None else feeds
-    arrays = {name: np.asarray(array) for name, array in given.items()}  # a number of numpy's is an array here
+    arrays = {name: array if isinstance(array, list) else np.asarray(array) for name, array in given.items()}
     asked = list(of if of is not None else (v.name or "" for v in work.graph.outputs if is_float(v)))
     wanted = list(wrt if wrt is not None else _every_value(work))
     emitted = Backward(vjp(model, wanted, asked, stop_at), len(asked), backward)

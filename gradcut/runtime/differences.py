@@ -49,12 +49,14 @@ class Slope:
         kind: ``smooth``, where the sides agree; ``kink``: they differ however small the step is; ``jump``: the smaller
             the step, the further; ``edge``: one is no number; ``coarse``: what runs rounds more coarsely than its dtype
             says, or only seems to at a jump.
+        number: of the direction, among those of its value.
     """
 
     left: float
     right: float
     noise: float
     direction: Array
+    number: int
     kind: str = "smooth"
 
     @property
@@ -133,14 +135,14 @@ class Differences:
         """The slope over a step that is wide enough for a model that rounds coarsely."""
         return replace(self._slope(name, number, max(self._step, _WIDE_STEP), cotangents), kind="coarse")
 
-    def finer(self, name: str, index: int, cotangents: Sequence[Array], slope: Slope) -> Slope:
+    def finer(self, name: str, slope: Slope, cotangents: Sequence[Array]) -> Slope:
         """A slope by smaller steps, for one that looked smooth and is doubted: many kinks may lie within the step.
 
         One that grows with every step is that of a jump, which is as high on both sides.
         """
         if not self.fine or slope.kind != "smooth":
             return slope
-        tried = [slope, *(self._slope(name, index, self._step / less, cotangents) for less in (10, 100))]
+        tried = [slope, *(self._slope(name, slope.number, self._step / less, cotangents) for less in (10, 100))]
         grows = all(abs(b.central) > 3 * abs(a.central) + a.noise + b.noise for a, b in pairwise(tried))
         return replace(tried[-1], kind="jump") if grows else tried[-1]
 
@@ -154,7 +156,7 @@ class Differences:
         try:
             up, down = self._both_sides(name, number, step, direction)
         except Exception:  # of a size or a bound, say, that does not stand next to the one given
-            return Slope(NAN, NAN, 0.0, direction, "edge")
+            return Slope(NAN, NAN, 0.0, direction, number, "edge")
         step *= typical(self.base[name])
         here = [self.base[output] for output in self.of]
         right, left = _inner(cotangents, up, here) / step, _inner(cotangents, here, down) / step
@@ -167,7 +169,7 @@ class Differences:
             kind = "coarse"
         elif abs(right - left) > 1e-3 * max(abs(right), abs(left)) + noise:
             kind = "kink"
-        return Slope(left, right, noise, direction, kind)
+        return Slope(left, right, noise, direction, number, kind)
 
     def _both_sides(self, name: str, number: int, step: float, direction: Array) -> tuple[list[Array], list[Array]]:
         """The outputs a step up and a step down the direction."""

@@ -79,6 +79,14 @@ class GlobalMaxPool(OpRun):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+class LpNormalization(OpRun):
+    """Onnx's adds the numbers themselves up, not their sizes."""
+
+    def _run(self, x: Array, axis: int = -1, p: int = 2) -> tuple[Array]:
+        sizes = np.linalg.norm(x, p, axis, keepdims=True)
+        return (np.divide(x, sizes, out=np.zeros_like(x), where=sizes != 0),)
+
+
 class Conv(OpRun):
     """Windows [N, C, out..., k...] against the kernel, group by group."""
 
@@ -107,7 +115,7 @@ class Conv(OpRun):
 
 
 BETTER: list[type[OpRun]] = [
-    *(Erf, Gelu, GatherElements, GlobalMaxPool, Conv, Pad, Attention, GRU, LSTM, RNN),
+    *(Erf, Gelu, GatherElements, GlobalMaxPool, Conv, Pad, Attention, GRU, LSTM, LpNormalization, RNN),
     *POOLS,
     *IMAGES,
     *SAMPLERS,

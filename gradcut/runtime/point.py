@@ -94,7 +94,7 @@ class Point:
         found = compare(slope, gradient, self.cotangents, exact=exact, fine=differences.fine)
         if found.close:
             return found
-        finer = differences.finer(name, index, self.cotangents, slope)
+        finer = differences.finer(name, slope, self.cotangents)
         return compare(finer, gradient, self.cotangents, exact=exact, fine=differences.fine)
 
     def _gradient(self, results: Results, name: str) -> Array:
