@@ -5,8 +5,8 @@ in float64. One pair of random directions looks at every element of a gradient a
 is held still in the differences: marked values, and what random operators drew.
 
 A difference is no derivative at a kink, a jump or the edge of where a model is defined. There the point is moved a
-little, and the gradient there, computed anew, is judged. At a kink the gradient at the point itself must moreover lie
-between the slopes of both sides.
+little, and the gradient there, computed anew, is judged. Which of the gradients that are right on one side a rule gives
+at the point itself, is a convention, which differences know nothing of.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def _run(parts: list[str]) -> None:
     print(dict(Counter(found for _, _, found, _ in results)))
     for name, expected, found, why in results:
         if found != expected:
-            print(f"{name}: {found}, listed as {expected}\n  {why}")
+            lines = [line for line in why.splitlines() if not line.startswith("ok ")]
+            print("\n  ".join([f"{name}: {found}, listed as {expected}", *lines]))
 
 
 if __name__ == "__main__":
