@@ -1,6 +1,7 @@
 """Opsets: a model at the one that the rules know, by ONNX's own converter, mended where that is silently wrong.
 
-- Hardmax before 13 saw a matrix; GroupNormalization before 21 had a scale for each group.
+- Hardmax before 13 saw a matrix; the mask of a Dropout before 10 was of its input's type;
+  GroupNormalization before 21 had a scale for each group.
 - Upsample, and Resize before 11, read the places of `asymmetric`; nearest ones, the next place above where an axis
   shrinks and the one below where it grows, which today's Resize has one attribute for.
 """
@@ -79,6 +80,8 @@ def convert_to(model: ir.Model, target: int) -> None:
         _widen_group_norms(model)
     if opset < 13:
         _flatten_hardmax(model)
+    if opset < 10:
+        _cast_dropout_masks(model)
     functions = dict(model.functions)
     model.functions.clear()
     through(model, functools.partial(onnx.version_converter.convert_version, target_version=target))
@@ -226,3 +229,22 @@ def _flatten_hardmax(model: ir.Model) -> None:
         back.outputs[0].type, back.outputs[0].shape, y.shape = y.type, y.shape, None
         y.name, back.outputs[0].name = back.outputs[0].name, y.name
         node.append(back)
+
+
+def _cast_dropout_masks(model: ir.Model) -> None:
+    """Before opset 10 the mask was of the type of the data; from there on it is of booleans."""
+    names = Names.of(model)
+    for node in [node for node in model.graph.all_nodes() if node.op_type == "Dropout" and node.domain == ""]:
+        mask, data = node.outputs[1] if len(node.outputs) > 1 else None, node.inputs[0]
+        if mask is None or not mask.name or data is None:
+            continue
+        kind = data.dtype or ir.DataType.FLOAT
+        cast = ir.Node(
+            "", "Cast", [None], [ir.AttrInt64("to", int(kind))], outputs=[ir.Value(name=names.fresh("mask"))]
+        )
+        number = cast.outputs[0]
+        ir.convenience.replace_all_uses_with(mask, number, replace_graph_outputs=True)
+        cast.replace_input_with(0, mask)
+        number.type, number.shape = ir.TensorType(kind), mask.shape
+        mask.name, number.name, mask.type = number.name, mask.name, ir.TensorType(ir.DataType.BOOL)
+        node.append(cast)
