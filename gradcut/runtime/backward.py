@@ -12,6 +12,7 @@ import onnx_ir as ir
 from gradcut.runtime.replay import expose_draws
 from gradcut.runtime.widen import Array, Run, is_real, reference, runtime, widen
 
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 RUNTIME, EXACT = "onnxruntime", "float64 in onnx's reference evaluator"
 
 
@@ -21,7 +22,7 @@ class Results:
 
     Attributes:
         draws: what random operators drew, by the first output of their node.
-        exact: it ran in float64 whatever the model's type.
+        exact: it ran in float64, and no constant was rounded to a half before.
     """
 
     outputs: list[Array]
@@ -47,6 +48,8 @@ class Backward:
         self._given, self._proto, self._total = proto, onnx.ModelProto(), len(proto.graph.output)
         self._proto.CopyFrom(proto)
         self._kinds = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
+        halves = [kind for kind in map(ir.DataType, self._kinds.values()) if kind in HALVES]
+        self._half = max(halves).numpy() if halves else None
         self._draws = expose_draws(self._proto)
         self._left = [RUNTIME, EXACT] if how == "runtime" else [EXACT]
         self._run: Run | None = None
@@ -82,7 +85,9 @@ class Backward:
         by_name = dict(zip(names, results, strict=True))
         draws = {first: by_name[drawn] for first, drawn in self._draws.items()}
         outputs, gradients = results[: self.count], results[self.count : self._total]
-        return Results(outputs, gradients, draws, exact=self.place == EXACT)
+        if self._half and self.place == EXACT:  # what the model's type rounded, its constants say, is rounded
+            gradients = [gradient.astype(self._half) for gradient in gradients]
+        return Results(outputs, gradients, draws, exact=self.place == EXACT and self._half is None)
 
 
 def _exactly(proto: onnx.ModelProto) -> Run:

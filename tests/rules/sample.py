@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gradcut.rules import REGISTRY, Rule
+from gradcut.runtime.widen import is_real
 
 Array = np.ndarray[Any, Any]
 _RNG = np.random.default_rng(20240607)
@@ -94,12 +95,12 @@ class Sample:
         names = []
         for index, array in enumerate(self.operands):
             name = self.rule.operands[min(index, len(self.rule.operands) - 1)]
-            if array is not None and array.dtype.kind == "f" and name in self.rule.differentiable:
+            if array is not None and is_real(array) and name in self.rule.differentiable:
                 names.append(self.operand(index))
         return tuple(name for name in names if name not in self.unwanted)
 
     def with_dtype(self, dtype: str) -> Sample:
-        cast = lambda array: array.astype(dtype) if array is not None and array.dtype.kind == "f" else array
+        cast = lambda array: array.astype(dtype) if array is not None and is_real(array) else array
         return replace(self, operands=tuple(map(cast, self.operands)))
 
 
@@ -136,7 +137,7 @@ def build(sample: Sample, form: str = "static", opset: int = 21, *, fan_out: boo
         names.append(name)
         if array is None:
             continue
-        moving = array.dtype.kind == "f" and name not in sample.constant
+        moving = is_real(array) and name not in sample.constant
         if moving or name in sample.runtime:
             shape = _shape(name, array, "static" if name in sample.known else form)
             inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape))
@@ -174,6 +175,6 @@ def _model(
     for output in inferred.graph.output:
         if not output.type.tensor_type.elem_type:  # a function operator without inference: that of the first operand
             output.type.tensor_type.elem_type = inputs[0].type.tensor_type.elem_type
-    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
     of = tuple(o.name for o in inferred.graph.output if o.type.tensor_type.elem_type in floats)
     return inferred, of

@@ -69,11 +69,10 @@ def _nodes(model: ir.Model) -> list[object]:
     return [(node.op_type, sorted((a.name, str(a.value)) for a in node.attributes.values())) for node in model.graph]
 
 
-@pytest.mark.parametrize(
-    ("sample", "opset"), [(s, o) for s in PLAIN for name, o in NOT_RUN if name == str(s)], ids=label
-)
-def test_what_the_runtime_does_not_take(sample: Sample, opset: int) -> None:
+@pytest.mark.parametrize(("name", "opset"), NOT_RUN)
+def test_what_the_runtime_does_not_take(name: str, opset: int) -> None:
+    (sample,) = [one for one in PLAIN if str(one) == name]
     old = at_opset(sample, opset)
     assert old is not None
-    with pytest.raises(Exception, match="Exception during initialization|Type Error|INVALID_GRAPH"):
+    with pytest.raises(Exception, match="Exception during initialization"):
         runtime(old_file(old).model)
