@@ -54,15 +54,13 @@ def _is_flat(op: Adjoint) -> bool:
 def _heads(op: Adjoint, name: str) -> ir.Value:
     """An operand as [batch, heads, sequence, size]."""
     if not _is_flat(op):
-        return of_rank(op[name], 4)
+        return of_rank(op.b, op[name], 4)
     return split_heads(op.b, op[name], op.attr("q_num_heads" if name == "Q" else "kv_num_heads"))
 
 
-def of_rank(x: ir.Value, rank: int) -> ir.Value:
-    """`x`, whose rank the operator's page says."""
-    if x.shape is None:
-        x.shape = ir.Shape([None] * rank)
-    return x
+def of_rank(b: Builder, x: ir.Value, rank: int) -> ir.Value:
+    """`x`, whose rank the operator's page says where the file does not."""
+    return x if x.shape is not None else b.op("Identity", x, dtype=x.dtype, shape=ir.Shape([None] * rank))
 
 
 def split_heads(b: Builder, x: ir.Value, heads: int) -> ir.Value:
@@ -91,7 +89,7 @@ def _merged(op: Adjoint, Y: ir.Value) -> ir.Value:
 
 def _with_past(op: Adjoint, new: ir.Value, name: str) -> ir.Value:
     past = op.get(name)
-    return new if past is None else after(op.b, of_rank(past, 4), new)
+    return new if past is None else after(op.b, of_rank(op.b, past, 4), new)
 
 
 def after(b: Builder, past: ir.Value, new: ir.Value) -> ir.Value:
@@ -293,7 +291,7 @@ def rotary_embedding(op: Adjoint) -> Sequence[ir.Value | None]:
     flat = len(X.shape) == 3 if X.shape is not None else bool(heads)
     if flat and not heads:
         op.refuse("X has rank 3, and num_heads is not said")
-    x = split_heads(b, of_rank(X, 3), heads) if flat else of_rank(X, 4)
+    x = split_heads(b, of_rank(b, X, 3), heads) if flat else of_rank(b, X, 4)
     cos, sin = (_at_positions(op, name) for name in ("cos_cache", "sin_cache"))
     turned = rotated(b, x, cos, sin, op.attr("rotary_embedding_dim", 0), bool(op.attr("interleaved", 0)))
     return [merge_heads(b, turned) if flat else turned]
@@ -305,8 +303,8 @@ def _at_positions(op: Adjoint, name: str) -> ir.Value:
     if ids is not None:
         width = cache.shape[1] if cache.shape is not None else None
         shape = ir.Shape([*(ids.shape or (None, None)), width])
-        cache = b.op("Gather", of_rank(cache, 2), ids, axis=0, shape=shape)
-    batch, length, width = (*of_rank(cache, 3).shape,)  # type: ignore[misc]
+        cache = b.op("Gather", of_rank(b, cache, 2), ids, axis=0, shape=shape)
+    batch, length, width = (*of_rank(b, cache, 3).shape,)  # type: ignore[misc]
     return b.op("Unsqueeze", cache, b.ints([1]), shape=ir.Shape([batch, 1, length, width]))
 
 

@@ -16,7 +16,7 @@ from gradcut.errors import NoGradientError
 from gradcut.ops import Builder, broadcast_shapes, is_float
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.contract import yielded
-from gradcut.rules.registry import REGISTRY, Outputs, Rule, rule
+from gradcut.rules.registry import REGISTRY, Outputs, Rule, output_name, rule
 
 #: Builds the outputs of a node from its operands; None for one that carries no cotangent.
 Forward = Callable[[Adjoint], Sequence[ir.Value | None]]
@@ -127,7 +127,7 @@ def _reverse(
             continue
         if found is None:
             op.refuse(f"it is made of {node.op_type}, which has no rule")
-        names = {str(i): i for i in range(len(node.outputs))}
+        names = {output_name(node, i): i for i in range(len(node.outputs))}
         inner = Adjoint(node, op.b, _positions(found), names, cotangents, serves, op.opset, op.finite)
         for index, cotangent in yielded(found, inner):
             operand = node.inputs[index]

@@ -49,14 +49,14 @@ def attention(op: Adjoint) -> Sequence[ir.Value | None]:
         K, V = (after(b, _half(b, past, at), new) for at, new in ((0, K), (1, V)))
     present = [b.op("Unsqueeze", x, b.ints([0]), shape=ir.Shape([1, *(x.shape or ())])) for x in (K, V)]
     both = b.op("Concat", *present, axis=0, shape=ir.Shape([2, *(K.shape or ())]))
-    Y = _attended(op, Q, K, V, op.get("mask_index"), op.get("attention_bias"))
+    Y = _attended(op, Q, K, V, "mask_index")
     return [merge_heads(b, Y), both]
 
 
 def _projected(op: Adjoint) -> Sequence[ir.Value]:
     """Q, K and V, [batch, sequence, hidden] each."""
     b, bias = op.b, op.get("bias")
-    x, weights = of_rank(op["input"], 3), of_rank(op["weights"], 2)
+    x, weights = of_rank(b, op["input"], 3), of_rank(b, op["weights"], 2)
     assert x.shape is not None and weights.shape is not None
     joint = b.op("MatMul", x, weights, shape=ir.Shape([x.shape[0], x.shape[1], weights.shape[1]]))
     joint = joint if bias is None else b.op("Add", joint, bias, shape=joint.shape)
@@ -73,7 +73,7 @@ def _projected(op: Adjoint) -> Sequence[ir.Value]:
 
 def _half(b: Builder, past: ir.Value, at: int) -> ir.Value:
     """The keys or the values of a past [2, batch, heads, sequence, size]."""
-    past = of_rank(past, 5)
+    past = of_rank(b, past, 5)
     assert past.shape is not None
     return b.op("Gather", past, b.constant(at, ir.DataType.INT64), axis=0, shape=ir.Shape(past.shape[1:]))
 
@@ -102,10 +102,10 @@ def multi_head_attention(op: Adjoint) -> Sequence[ir.Value | None]:
     for name in ("past_key", "past_value"):
         past = op.get(name)
         if past is not None and name == "past_key":
-            K = after(b, of_rank(past, 4), K)
+            K = after(b, of_rank(b, past, 4), K)
         elif past is not None:
-            V = after(b, of_rank(past, 4), V)
-    Y = _attended(op, Q, K, V, op.get("key_padding_mask"), op.get("attention_bias"))
+            V = after(b, of_rank(b, past, 4), V)
+    Y = _attended(op, Q, K, V, "key_padding_mask")
     return [merge_heads(b, Y), K, V]
 
 
@@ -114,7 +114,7 @@ def _operand_heads(op: Adjoint, name: str, heads: int) -> ir.Value:
     b, x, rank = op.b, op[name], len(op[name].shape or (0,) * 3)
     if rank == 5:
         op.refuse("packed query, key and value have no rule")
-    x = x if rank == 4 else split_heads(b, of_rank(x, 3), heads)
+    x = x if rank == 4 else split_heads(b, of_rank(b, x, 3), heads)
     bias = op.get("bias")
     if bias is None:
         return x
@@ -125,7 +125,7 @@ def _operand_heads(op: Adjoint, name: str, heads: int) -> ir.Value:
 
 def _bias_part(op: Adjoint, bias: ir.Value, name: str) -> ir.Value:
     """The bias is those of query, key (of one width) and value, one behind the other."""
-    b, query = op.b, of_rank(op["query"], 3)
+    b, query = op.b, of_rank(b, op["query"], 3)
     width = b.dim(query, 2)
     bounds = {"query": (b.ints([0]), width), "key": (width, b.Add(width, width)), "value": (b.Add(width, width), None)}
     start, end = bounds[name]
@@ -136,15 +136,13 @@ def _bias_part(op: Adjoint, bias: ir.Value, name: str) -> ir.Value:
 # --- what is shared ------------------------------------------------------------------------------------------
 
 
-def _attended(
-    op: Adjoint, Q: ir.Value, K: ir.Value, V: ir.Value, mask: ir.Value | None, bias: ir.Value | None
-) -> ir.Value:
-    """softmax(scale Q K^T + mask + bias) V, in the operands' type."""
-    b = op.b
+def _attended(op: Adjoint, Q: ir.Value, K: ir.Value, V: ir.Value, mask: str) -> ir.Value:
+    """softmax(scale Q K^T + mask + attention_bias) V, in the operands' type; `mask` is the operand's name."""
+    b, bias = op.b, op.get("attention_bias")
     scores = scaled_scores(op, op.wide(Q), op.wide(K), op.attr("scale", 0.0) or None)
     shape = scores.shape
-    if mask is not None:
-        allowed = b.Cast(_allowed(op, of_rank(mask, 2) if mask.shape is None else mask, Q, K), to=scores.dtype)
+    if op.get(mask) is not None:
+        allowed = b.Cast(_allowed(op, mask, Q, K), to=scores.dtype)
         scores = b.op("Add", scores, (1.0 - allowed) * op.attr("mask_filter_value", -10000.0), shape=shape)
     if bias is not None:
         scores = b.op("Add", scores, op.wide(bias), shape=shape)
@@ -155,9 +153,9 @@ def _attended(
     return b.Cast(weighted(b, P, op.wide(V)), to=V.dtype)
 
 
-def _allowed(op: Adjoint, mask: ir.Value, Q: ir.Value, K: ir.Value) -> ir.Value:
+def _allowed(op: Adjoint, name: str, Q: ir.Value, K: ir.Value) -> ir.Value:
     """Which keys may be seen, BOOL, to broadcast against [batch, heads, queries, keys]."""
-    b, rank = op.b, len(mask.shape or ())
+    b, mask, rank = op.b, op[name], op.rank(name)
     if rank == 1:
         return _lengths(op, mask, Q, K)
     if rank not in (2, 3):
@@ -202,7 +200,7 @@ def rotary_embedding(op: Adjoint) -> Sequence[ir.Value | None]:
     if op.attr("is_packed_batching", 0):
         op.refuse("is_packed_batching=1 has no rule")
     size, heads = op.attr("rotary_embedding_dim", 0), op.attr("num_heads", 0)
-    cos, sin = (of_rank(op[name], 2) for name in ("cos_cache", "sin_cache"))
+    cos, sin = (of_rank(b, op[name], 2) for name in ("cos_cache", "sin_cache"))
     if rank == 3 and not heads:
         heads = _heads_by_cache(op, cos)
     x = split_heads(b, op["input"], heads) if rank == 3 else op["input"]

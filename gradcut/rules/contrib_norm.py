@@ -58,7 +58,7 @@ def _layer_norm(
     op: Adjoint, x: ir.Value, scaling: list[ir.Value], epsilon: float
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """LayerNormalization over the last axis, its mean, and 1 / its deviation."""
-    x = of_rank(x, 3)
+    x = of_rank(op.b, x, 3)
     node = op.b.node("LayerNormalization", x, *scaling, axis=-1, epsilon=epsilon, outputs=3, shape=x.shape)
     for value in node.outputs[1:]:
         value.dtype, value.shape = x.dtype, ir.Shape([*(x.shape or ())[:-1], 1])
@@ -74,15 +74,7 @@ def _root_mean_square(
     return x * deviation * gamma, deviation
 
 
-@composed("SimplifiedLayerNormalization", "X scale", operands="X scale", weights="scale", outputs=lambda n: {"1": "X"})
-@composed(
-    "SimplifiedLayerNormalization",
-    "X scale",
-    operands="X scale",
-    weights="scale",
-    outputs=lambda node: {"1": "X"},
-    domain=MICROSOFT,
-)
+@composed("SimplifiedLayerNormalization", "X scale", operands="X scale", weights="scale", outputs=lambda node: {"1": "X"})
 def simplified_layer_normalization(op: Adjoint) -> Sequence[ir.Value | None]:
     """Y = X scale / rms(X) over the axes from `axis` on, and 1 / rms(X). ONNX Runtime has it in ONNX's domain."""
     axis = op.attr("axis", -1)
@@ -104,11 +96,11 @@ _TABLES = "word_embedding position_embedding segment_embedding"
 )
 def embed_layer_normalization(op: Adjoint) -> Sequence[ir.Value | None]:
     """output = LayerNormalization(words + positions + segments), and the sum itself, as BERT begins."""
-    b, ids = op.b, of_rank(op["input_ids"], 2)
+    b, ids = op.b, of_rank(op.b, op["input_ids"], 2)
     total = _looked_up(op, "word_embedding", ids) + _looked_up(op, "position_embedding", _positions(op, ids))
     segments = op.get("segment_ids")
     if segments is not None and op.get("segment_embedding") is not None:
-        total = total + _looked_up(op, "segment_embedding", of_rank(segments, 2))
+        total = total + _looked_up(op, "segment_embedding", of_rank(b, segments, 2))
     scaling = [op.wide(op["gamma"]), op.wide(op["beta"])]
     y, _, _ = _layer_norm(op, op.wide(total), scaling, op.attr("epsilon", 1e-12))
     return [b.Cast(y, to=total.dtype), None, total]
@@ -118,7 +110,7 @@ def _positions(op: Adjoint, ids: ir.Value) -> ir.Value:
     """0, 1, 2, ... for each row of the batch where nothing else is said, [1, sequence]."""
     b, given = op.b, op.get("position_ids")
     if given is not None:
-        return of_rank(given, 2)
+        return of_rank(b, given, 2)
     length = ids.shape[1] if ids.shape is not None else None
     zero, one = (b.constant(n, ir.DataType.INT64) for n in (0, 1))
     end = b.op("Squeeze", b.dim(ids, 1), dtype=ir.DataType.INT64, shape=ir.Shape([]))
@@ -127,6 +119,6 @@ def _positions(op: Adjoint, ids: ir.Value) -> ir.Value:
 
 
 def _looked_up(op: Adjoint, name: str, ids: ir.Value) -> ir.Value:
-    table = of_rank(op[name], 2)
+    table = of_rank(op.b, op[name], 2)
     width = table.shape[1] if table.shape is not None else None
     return op.b.op("Gather", table, ids, axis=0, shape=ir.Shape([*(ids.shape or (None, None)), width]))

@@ -27,7 +27,7 @@ class Erf(OpRun):
     """Onnx's rounds to float32."""
 
     def _run(self, x: Array) -> tuple[Array]:
-        return (_erf(x),)
+        return (erf(x),)
 
 
 class Gelu(OpRun):
@@ -36,7 +36,7 @@ class Gelu(OpRun):
     def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
         if approximate == "tanh":
             return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
-        return (0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))),)
+        return (0.5 * x * (1.0 + erf(x * math.sqrt(0.5))),)
 
 
 class GatherElements(OpRun):
@@ -122,7 +122,7 @@ BETTER: list[type[OpRun]] = [
 ]
 
 
-def _erf(x: Array) -> Array:
+def erf(x: Array) -> Array:
     return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
 
 

@@ -100,10 +100,10 @@ def reference(proto: onnx.ModelProto, hold: bool = False) -> Run:
     """
     from onnx.reference import ReferenceEvaluator
 
-    from gradcut.runtime import control_evaluators, evaluators
+    from gradcut.runtime import contrib_evaluators, control_evaluators, evaluators
 
     held = control_evaluators.Held()
-    better = [*evaluators.BETTER, *control_evaluators.BETTER]
+    better = [*evaluators.BETTER, *control_evaluators.BETTER, *contrib_evaluators.CONTRIB]
     evaluator = ReferenceEvaluator(proto, new_ops=[*better, held.mark()] if hold else better)
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:

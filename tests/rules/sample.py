@@ -52,7 +52,7 @@ class Sample:
 
     Attributes:
         operands: arrays in the operator's order, None for one that is left out.
-        outputs: how many outputs the node has.
+        outputs: how many outputs the node has. blank: those of them that it leaves out.
         runtime: names of integer and boolean operands that are graph inputs; the others are initializers.
         constant: names of float operands that are initializers.
         known: names of operands whose shape stays known where the others' become symbolic.
@@ -67,6 +67,7 @@ class Sample:
     operands: tuple[Array | None, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
     outputs: int = 1
+    blank: tuple[int, ...] = ()
     runtime: tuple[str, ...] = ()
     constant: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
@@ -144,8 +145,9 @@ def build(sample: Sample, form: str = "static", opset: int = 21, *, fan_out: boo
             feeds[name] = array
         else:
             initializers.append(numpy_helper.from_array(array, name))
-    outputs = [f"y{index}" for index in range(sample.outputs)]
-    node = helper.make_node(sample.op, names, outputs, "node", domain=sample.domain, **sample.attributes)
+    written = ["" if index in sample.blank else f"y{index}" for index in range(sample.outputs)]
+    outputs = [name for name in written if name]
+    node = helper.make_node(sample.op, names, written, "node", domain=sample.domain, **sample.attributes)
     opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(sample.domain, 1)] if sample.domain else [])
     model, of = _model([node], inputs, initializers, outputs, opsets)
     if fan_out:
@@ -172,9 +174,10 @@ def _model(
     graph = helper.make_graph(nodes, "sample", inputs, untyped, initializers)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model)
-    for output in inferred.graph.output:
-        if not output.type.tensor_type.elem_type:  # a function operator without inference: that of the first operand
-            output.type.tensor_type.elem_type = inputs[0].type.tensor_type.elem_type
     floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    kinds = [value.type.tensor_type.elem_type for value in inputs]
+    for output in inferred.graph.output:
+        if not output.type.tensor_type.elem_type:  # an operator without inference: that of the first float operand
+            output.type.tensor_type.elem_type = next((kind for kind in kinds if kind in floats), kinds[0])
     of = tuple(o.name for o in inferred.graph.output if o.type.tensor_type.elem_type in floats)
     return inferred, of

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tests.rules import (
     samples_attention,
     samples_control_flow,
+    samples_contrib,
     samples_conv,
     samples_elementwise,
     samples_index,
@@ -36,5 +37,6 @@ _MODULES = (
     samples_index,
     samples_windows,
     samples_attention,
+    samples_contrib,
 )
 SAMPLES: tuple[Sample, ...] = tuple(sample for module in _MODULES for sample in module.samples())

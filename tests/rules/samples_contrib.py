@@ -1,0 +1,130 @@
+"""Samples of ONNX Runtime's own operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tests.rules.sample import Array, Sample, ints, normal, positive, sample
+
+
+def samples() -> Iterator[Sample]:
+    yield from _products()
+    yield from _activations()
+    yield from _norms()
+    yield from _embeddings()
+    yield from _attention()
+    yield from _heads()
+    yield from _rotary()
+
+
+def contrib(op: str, name: str, *operands: Array | None, **options: Any) -> Sample:
+    return sample(op, f"contrib_{name}", *operands, **{"domain": "com.microsoft", "dtypes": "", **options})
+
+
+def _products() -> Iterator[Sample]:
+    op, given = "FusedMatMul", {"needs_rank": True, "dtypes": "float64"}
+    yield contrib(op, "plain", normal(2, 3), normal(3, 4), **given)
+    yield contrib(op, "alpha", normal(2, 3), normal(3, 4), alpha=0.4, **given)
+    yield contrib(op, "left", normal(3, 2), normal(3, 4), transA=1, **given)
+    yield contrib(op, "right", normal(2, 3), normal(4, 3), transB=1, alpha=2.0, **given)
+    yield contrib(op, "both", normal(5, 3, 2), normal(5, 4, 3), transA=1, transB=1, **given)
+    yield contrib(op, "broadcast", normal(2, 1, 3, 2), normal(4, 3, 5), transA=1, **given)
+    yield contrib(op, "batches", normal(2, 5, 3), normal(3, 5, 4), transBatchA=1, transBatchB=1, transB=0, **given)
+    yield contrib(op, "batches_turned", normal(3, 5, 2), normal(5, 4, 3), transBatchA=1, transA=1, transB=1, **given)
+    op = "FusedGemm"
+    yield contrib(op, "relu", normal(2, 3), normal(3, 4), normal(4), activation="Relu")
+    yield contrib(op, "leaky", normal(3, 2), normal(4, 3), normal(2, 4), transA=1, transB=1, alpha=0.5, beta=1.5,
+                  activation="LeakyRelu", activation_alpha=0.2)  # fmt: skip
+    op, given = "FusedConv", {"kernel_shape": [3, 3], "needs_rank": True}
+    image, kernel = normal(1, 2, 5, 5), normal(3, 2, 3, 3)
+    yield contrib(op, "relu", image, kernel, normal(3), activation="Relu", **given)
+    yield contrib(op, "sum", image, kernel, normal(3), normal(1, 3, 3, 3), activation="Relu", **given)
+    for name, settings in {"LeakyRelu": [0.2], "Clip": [-0.7, 0.8], "HardSigmoid": [0.2, 0.5]}.items():
+        yield contrib(op, name, image, kernel, activation=name, activation_params=settings, strides=[2, 2], **given)
+    for name in ("Tanh", "Sigmoid"):
+        yield contrib(op, name, image, kernel, normal(3), activation=name, pads=[1] * 4, **given)
+
+
+def _activations() -> Iterator[Sample]:
+    yield contrib("Gelu", "matrix", normal(3, 4))
+    yield contrib("BiasGelu", "vector", normal(2, 3, 4), normal(4))
+    yield contrib("FastGelu", "plain", normal(3, 4))
+    yield contrib("FastGelu", "bias", normal(2, 3, 4), normal(4))
+    yield contrib("QuickGelu", "default", normal(3, 4))
+    yield contrib("QuickGelu", "alpha", normal(3, 4), alpha=0.8)
+
+
+def _norms() -> Iterator[Sample]:
+    op, x = "SkipLayerNormalization", lambda: (normal(2, 3, 4), normal(2, 3, 4), positive(4))
+    yield contrib(op, "plain", *x(), normal(4))
+    yield contrib(op, "bias", *x(), normal(4), normal(4), epsilon=1e-3)
+    yield contrib(op, "no_beta", *x())
+    yield contrib(op, "sum", *x(), normal(4), normal(4), outputs=4, blank=(1, 2))
+    yield contrib(op, "broadcast", normal(2, 3, 4), normal(1, 3, 4), positive(4), normal(4))
+    yield contrib(op, "flat_skip", normal(2, 3, 4), normal(3, 4), positive(4), normal(4))
+    op = "SkipSimplifiedLayerNormalization"
+    yield contrib(op, "plain", *x(), epsilon=1e-5)
+    yield contrib(op, "bias", *x(), normal(4), epsilon=1e-3)
+    yield contrib(op, "sum", *x(), normal(4), outputs=4, blank=(1, 2), epsilon=1e-5)
+    op = "SimplifiedLayerNormalization"
+    yield contrib(op, "last", normal(2, 3, 4), positive(4), domain="")
+    yield contrib(op, "axis", normal(2, 3, 4), positive(3, 4), axis=1, epsilon=1e-2, domain="", needs_rank=True)
+
+
+def _embeddings() -> Iterator[Sample]:
+    op, ids = "EmbedLayerNormalization", ints(1, 0, 4, 1, 2, 2).reshape(2, 3).astype(np.int32)
+    kinds = ints(0, 1, 1, 0, 0, 1).reshape(2, 3).astype(np.int32)
+    tables, affine = (normal(5, 4), normal(6, 4)), (positive(4), normal(4))
+    shared = {"runtime": "input_ids segment_ids position_ids mask", "outputs": 2, "blank": (1,)}
+    yield contrib(op, "segments", ids, kinds, *tables, normal(2, 4), *affine, **shared)
+    yield contrib(op, "words", ids, None, *tables, None, *affine, epsilon=1e-3, **shared)
+    places = ints(5, 0, 1, 2, 2, 3).reshape(2, 3).astype(np.int32)
+    yield contrib(op, "places", ids, kinds, *tables, normal(2, 4), *affine, None, places, **shared)
+    yield contrib(op, "sum", ids, kinds, *tables, normal(2, 4), *affine, **{**shared, "outputs": 3})
+
+
+def _attention() -> Iterator[Sample]:
+    op, heads = "Attention", {"num_heads": 2, "runtime": "mask_index"}
+    x = lambda: (normal(2, 3, 4), normal(4, 12), normal(12))
+    raw = ints(1, 1, 0, 1, 0, 0).reshape(2, 3).astype(np.int32)
+    yield contrib(op, "plain", *x(), **heads)
+    yield contrib(op, "causal", *x(), unidirectional=1, scale=0.4, **heads)
+    yield contrib(op, "raw", *x(), raw, needs_rank=True, **heads)
+    yield contrib(op, "raw_rows", *x(), np.stack([raw, 1 - raw, raw], 1), mask_filter_value=-50.0, needs_rank=True, **heads)
+    yield contrib(op, "ends", *x(), np.int32([2, 3]), known="input mask_index", **heads)
+    yield contrib(op, "ends_starts", *x(), np.int32([2, 3, 0, 1]), known="input mask_index", **heads)
+    wide = normal(2, 3, 5), normal(5, 14), normal(14)
+    yield contrib(op, "sizes", *wide, qkv_hidden_sizes=[4, 4, 6], **heads)
+    past = normal(2, 2, 2, 2, 2)
+    yield contrib(op, "past", *x(), None, past, unidirectional=1, outputs=2, **heads)
+    yield contrib(op, "bias", *x(), None, None, normal(2, 2, 3, 3), **heads)
+
+
+def _heads() -> Iterator[Sample]:
+    op, heads = "MultiHeadAttention", {"num_heads": 2, "runtime": "key_padding_mask"}
+    x = lambda: (normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 6))
+    yield contrib(op, "plain", *x(), **heads)
+    yield contrib(op, "bias", *x(), normal(14), scale=0.3, **heads)
+    padding = np.int32([[1, 1, 0, 1, 0], [1, 0, 1, 1, 1]])
+    yield contrib(op, "mask", *x(), None, padding, needs_rank=True, **heads)
+    yield contrib(op, "added", *x(), normal(14), None, normal(2, 2, 3, 5), **heads)
+    yield contrib(op, "added_wide", *x(), None, None, normal(1, 2, 3, 5), **heads)
+    past = normal(2, 2, 2, 2), normal(2, 2, 2, 2)
+    new = normal(2, 3, 4), normal(2, 3, 4), normal(2, 3, 4)
+    yield contrib(op, "past", *new, None, None, None, *past, outputs=3, unidirectional=1, **heads)
+
+
+def _rotary() -> Iterator[Sample]:
+    op, ids = "RotaryEmbedding", ints(0, 2, 1, 4, 2, 0).reshape(2, 3)
+    angles = normal(5, 2)
+    caches = np.cos(angles), np.sin(angles)
+    for interleaved in (0, 1):
+        own = {"interleaved": interleaved, "runtime": "position_ids", "needs_rank": True}
+        yield contrib(op, f"flat_{interleaved}", normal(2, 3, 8), ids, *caches, **own)
+        yield contrib(op, f"heads_{interleaved}", normal(2, 2, 3, 4), ids, *caches, **own)
+        part = {**own, "num_heads": 2, "rotary_embedding_dim": 4}
+        yield contrib(op, f"part_{interleaved}", normal(2, 3, 12), ids, *caches, **part)
+        yield contrib(op, f"from_{interleaved}", normal(2, 3, 8), ints(1), *caches, num_heads=2, **own)
