@@ -42,6 +42,7 @@ from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.bodies import settle_bodies
 from gradcut.passes.consistency import check_operators, check_shapes, check_types
+from gradcut.passes.contrib_types import with_stand_ins
 from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
 from gradcut.passes.kinds import check_kind
 from gradcut.passes.known_sequences import construct_sequences
@@ -268,6 +269,7 @@ def _inferred(model: ir.Model) -> onnx.ModelProto:
 
     def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         check_shapes(proto)
+        with_stand_ins(proto)
         with contextlib.suppress(onnx.shape_inference.InferenceError):
             return onnx.shape_inference.infer_shapes(proto, check_type=True, data_prop=True)
         return onnx.shape_inference.infer_shapes(proto, check_type=False, data_prop=True)

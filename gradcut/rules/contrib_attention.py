@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder
+from gradcut.ops import Builder, same_dim
 from gradcut.rules.adjoint import Adjoint
 from gradcut.rules.attention import (
     after,
@@ -73,9 +73,7 @@ def _projected(op: Adjoint) -> Sequence[ir.Value]:
 
 def _half(b: Builder, past: ir.Value, at: int) -> ir.Value:
     """The keys or the values of a past [2, batch, heads, sequence, size]."""
-    past = of_rank(b, past, 5)
-    assert past.shape is not None
-    return b.op("Gather", past, b.constant(at, ir.DataType.INT64), axis=0, shape=ir.Shape(past.shape[1:]))
+    return _row(b, of_rank(b, past, 5), at)
 
 
 @composed(
@@ -111,7 +109,8 @@ def multi_head_attention(op: Adjoint) -> Sequence[ir.Value | None]:
 
 def _operand_heads(op: Adjoint, name: str, heads: int) -> ir.Value:
     """query, key or value with its part of the bias, [batch, heads, sequence, size]."""
-    b, x, rank = op.b, op[name], len(op[name].shape or (0,) * 3)
+    b, x = op.b, op[name]
+    rank = 3 if x.shape is None else len(x.shape)
     if rank == 5:
         op.refuse("packed query, key and value have no rule")
     x = x if rank == 4 else split_heads(b, of_rank(b, x, 3), heads)
@@ -125,7 +124,8 @@ def _operand_heads(op: Adjoint, name: str, heads: int) -> ir.Value:
 
 def _bias_part(op: Adjoint, bias: ir.Value, name: str) -> ir.Value:
     """The bias is those of query, key (of one width) and value, one behind the other."""
-    b, query = op.b, of_rank(b, op["query"], 3)
+    b = op.b
+    query = of_rank(b, op["query"], 3)
     width = b.dim(query, 2)
     bounds = {"query": (b.ints([0]), width), "key": (width, b.Add(width, width)), "value": (b.Add(width, width), None)}
     start, end = bounds[name]
@@ -167,18 +167,19 @@ def _allowed(op: Adjoint, name: str, Q: ir.Value, K: ir.Value) -> ir.Value:
 
 def _lengths(op: Adjoint, mask: ir.Value, Q: ir.Value, K: ir.Value) -> ir.Value:
     """Keys up to an end for each row, [batch], and from a start, [2 * batch]."""
-    b = op.b
-    rows, batch = (x.shape[0] if x.shape is not None else None for x in (mask, Q))
-    if not isinstance(rows, int) or not isinstance(batch, int) or rows not in (batch, 2 * batch):
-        op.refuse("a mask of 1 dimension whose length is not that of the batch, or known only at run time, has no rule")
-    bounds = b.op("Reshape", mask, b.ints([-1, batch, 1, 1, 1]), shape=ir.Shape([rows // batch, batch, 1, 1, 1]))
-    ends = b.op("Gather", bounds, b.constant(0, ir.DataType.INT64), axis=0, shape=ir.Shape([batch, 1, 1, 1]))
-    keys = b.Cast(positions(b, K, 2), to=mask.dtype)
-    before = b.Less(keys, ends)
-    if rows == batch:
-        return before
-    starts = b.op("Gather", bounds, b.constant(1, ir.DataType.INT64), axis=0, shape=ir.Shape([batch, 1, 1, 1]))
-    return b.And(before, b.GreaterOrEqual(keys, starts))
+    b, keys = op.b, op.b.Cast(positions(op.b, K, 2), to=mask.dtype)
+    rows, batch = (x.shape[0] if x.shape is not None else ir.SymbolicDim(None) for x in (mask, Q))
+    twice = isinstance(rows, int) and isinstance(batch, int) and rows == 2 * batch
+    if not twice and not same_dim(rows, batch):
+        op.refuse(f"a mask of {rows} numbers for a batch of {batch} has no rule; one or two a row have")
+    parts = b.op("Reshape", mask, b.ints([2 if twice else 1, -1, 1, 1, 1]), shape=ir.Shape([None, batch, 1, 1, 1]))
+    before = b.Less(keys, _row(b, parts, 0))
+    return b.And(before, b.GreaterOrEqual(keys, _row(b, parts, 1))) if twice else before
+
+
+def _row(b: Builder, x: ir.Value, at: int) -> ir.Value:
+    assert x.shape is not None
+    return b.op("Gather", x, b.constant(at, ir.DataType.INT64), axis=0, shape=ir.Shape(x.shape[1:]))
 
 
 # --- positions -----------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def _embeddings() -> Iterator[Sample]:
     kinds = ints(0, 1, 1, 0, 0, 1).reshape(2, 3).astype(np.int32)
     tables, affine = (normal(5, 4), normal(6, 4)), (positive(4), normal(4))
     shared = {"runtime": "input_ids segment_ids position_ids mask", "outputs": 2, "blank": (1,)}
+    shared["known"] = "word_embedding position_embedding segment_embedding gamma beta"
     yield contrib(op, "segments", ids, kinds, *tables, normal(2, 4), *affine, **shared)
     yield contrib(op, "words", ids, None, *tables, None, *affine, epsilon=1e-3, **shared)
     places = ints(5, 0, 1, 2, 2, 3).reshape(2, 3).astype(np.int32)
@@ -123,8 +124,10 @@ def _rotary() -> Iterator[Sample]:
     caches = np.cos(angles), np.sin(angles)
     for interleaved in (0, 1):
         own = {"interleaved": interleaved, "runtime": "position_ids", "needs_rank": True}
-        yield contrib(op, f"flat_{interleaved}", normal(2, 3, 8), ids, *caches, **own)
+        yield contrib(op, f"flat_{interleaved}", normal(2, 3, 8), ids, *caches, num_heads=2, **own)
         yield contrib(op, f"heads_{interleaved}", normal(2, 2, 3, 4), ids, *caches, **own)
         part = {**own, "num_heads": 2, "rotary_embedding_dim": 4}
         yield contrib(op, f"part_{interleaved}", normal(2, 3, 12), ids, *caches, **part)
         yield contrib(op, f"from_{interleaved}", normal(2, 3, 8), ints(1), *caches, num_heads=2, **own)
+    own = {"runtime": "position_ids", "known": "input position_ids cos_cache sin_cache"}
+    yield contrib(op, "by_width", normal(2, 3, 8), ids, *caches, **own)
