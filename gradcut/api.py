@@ -16,6 +16,7 @@ from gradcut.passes.base import FROZEN, GRADIENTS, PIPELINE, read_json, write_js
 from gradcut.passes.importer import check_opset
 from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import ask, checked_names
+from gradcut.passes.straight_through import allow
 from gradcut.passes.stop_gradient import frozen_names, insert_marks
 from gradcut.rules import REGISTRY
 from gradcut.source import Source, load, own, require_one_message, take_in
@@ -86,7 +87,9 @@ def analyze(model: Source, of: Sequence[str], wrt: Sequence[str], stop_at: str |
         return ask(work, of, wrt)
 
 
-def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Sequence[str] = ()) -> onnx.ModelProto:
+def vjp(
+    model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Sequence[str] = (), *, quantized: str = "refuse"
+) -> onnx.ModelProto:
     """The model with its vector-Jacobian product: a graph for any InferenceSession.
 
     Inputs: those of the model, then one cotangent ``<y>_grad`` per name in `of`, of the type and shape of y.
@@ -94,12 +97,16 @@ def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Seq
     gets the next free suffix; the names stand in the metadata ``gradcut.vjp``. What no path reaches gets zeros of its
     run-time shape. Marks stay in the result, so differentiating it again is right.
 
+    Args:
+        quantized: ``refuse`` a quantised model, or let gradients pass its rounding ``straight-through``, as
+            `gradcut.compile` does.
+
     Raises:
         SpecError: an empty list, a duplicate, an unknown name, a value that is no float.
         NoGradientError: an operator on an active path has no rule for its configuration.
         ImportModelError: the model cannot be taken in, or its weights are over 1.9 GB, too many for a proto.
     """
-    work = _imported(model)
+    work = _imported(model, quantized)
     require_one_message(work, "what vjp gives")
     of, wrt = checked_names("of", of, work), checked_names("wrt", wrt, work)
     pipeline = Pipeline(
@@ -124,8 +131,9 @@ def vjp(model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Seq
     return ir.to_proto(work)
 
 
-def _imported(model: Source) -> ir.Model:
+def _imported(model: Source, quantized: str = "refuse") -> ir.Model:
     work = own(model)
+    allow(work, quantized)
     with collection_held():
         Import()(work)
     return work

@@ -17,6 +17,7 @@ from gradcut.optimizers import Groups, Optimizer, UpdateRequest, as_groups
 from gradcut.passes import Pipeline
 from gradcut.passes.loss import attach_graph
 from gradcut.passes.pipeline import Watch, collection_held
+from gradcut.passes.straight_through import allow
 from gradcut.request import Request, as_optimizer, as_seed
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns
@@ -42,6 +43,7 @@ def compile(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     ema: float | None = None,
+    quantized: str = "refuse",
     verify_each: bool = False,
     watch: Watch | None = None,
 ) -> TrainingArtifacts:
@@ -67,6 +69,8 @@ def compile(
             `gradcut.parameters.is_bias_or_norm`; a group that says ``weight_decay`` has its way.
         clip_norm, clip_value: bounds of the norm of all gradients together, and of each element (this one first).
         ema: the decay of running averages of the trained parameters, see `gradcut.optimizers.UpdatePlan`.
+        quantized: ``refuse`` a quantised model, or ``straight-through``: pairs of QuantizeLinear and DequantizeLinear
+            round as before, and their cotangent passes where nothing was clipped; the model keeps it in its metadata.
         verify_each: check the model after every pass. watch: called after every pass with it, the model, seconds.
 
     Raises:
@@ -85,6 +89,7 @@ def compile(
         seed=as_seed(seed),
     )
     given = own(model)
+    allow(given, quantized)
     with collection_held():
         work, head = with_loss(given, request, loss, verify_each, watch)
         artifacts = _artifacts(Compilation(request, given, work, head, verify_each, watch))

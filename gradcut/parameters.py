@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.dialect import is_mark
+from gradcut.dialect.straight import is_straight
 from gradcut.ops import FLOATS
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
@@ -223,7 +224,8 @@ def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         for node, index in stack.pop().uses():
             yield node, index
             carries = (node.domain == "" and node.op_type in _CARRIERS) or is_mark(node)
-            if carries and (index == 0 or node.op_type == "Concat"):
+            carries_rounded = is_straight(node) and index == 1
+            if carries_rounded or (carries and (index == 0 or node.op_type == "Concat")):
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)
                 stack += fresh

@@ -50,6 +50,7 @@ from gradcut.passes.layouts import time_first
 from gradcut.passes.loop_sequences import stack_sequences
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.shapes import infer_bodies
+from gradcut.passes.straight_through import pass_straight_through
 from gradcut.passes.torch_marks import mark_as_torch
 from gradcut.passes.written_out import write_out
 from gradcut.rules import REGISTRY
@@ -93,6 +94,7 @@ class Import(Pass):
         _infer(model)
         if write_out(model):
             _infer(model)
+        pass_straight_through(model)
         check_types(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)

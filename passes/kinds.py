@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from gradcut.errors import UnsupportedModelError
+from gradcut.passes.straight_through import is_quantize, passes_rounding
 
 _INTEGER = frozenset(
     {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
@@ -28,22 +29,30 @@ def check_kind(model: ir.Model) -> None:
             f"the model is a tree ensemble ({_several(trees)}), which gradients do not train; "
             "train it with the library that made it, or give a model of layers"
         )
-    integer = [node for node in nodes if _computes_in_integers(node)]
+    rounds = passes_rounding(model)
+    integer = [node for node in nodes if _computes_in_integers(node) and not (rounds and is_quantize(node))]
     if integer:
         raise UnsupportedModelError(
             f"the model is quantised: it computes in integers ({_several(integer)}), which gradients do not train; "
-            "export the float model that it was made from"
+            "export the float model that it was made from, or, where it holds nothing but pairs of QuantizeLinear and "
+            "DequantizeLinear, let gradients pass them with --quantized straight-through (quantized=)"
         )
 
 
 def check_weights(model: ir.Model) -> None:
     """Refuse to train all of a model whose weights are stored in few bits: what is left of floats is not all of it."""
-    stored = [node for node in _nodes(model) if node.op_type in _STORED.get(node.domain, ())]
+    stored = [node for node in _nodes(model) if node.op_type in _STORED.get(node.domain, ()) and not _is_pair(node)]
     if stored:
         raise UnsupportedModelError(
             f"the model is quantised: its weights are stored as integers ({_several(stored)}) and do not train; "
             "export the float model that it was made from, or name in --train the float parameters that are to train"
         )
+
+
+def _is_pair(node: ir.Node) -> bool:
+    """Whether a node gives back the floats that one before it rounded."""
+    source = node.inputs[0] if node.inputs else None
+    return source is not None and is_quantize(source.producer())
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -53,6 +53,7 @@ def command(
     batch_norm: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
     dropout: Annotated[str, typer.Option(metavar="M", help="auto, train or eval.")] = "auto",
     seed: Annotated[int, typer.Option(help="What Dropout and --new-head draw from.")] = 0,
+    quantized: Annotated[str, typer.Option(metavar="Q", help="refuse or straight-through.")] = "refuse",
     strict: Annotated[bool, typer.Option("--strict", help="A trainable the loss does not reach is an error.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a DIR that was trained.")] = False,
     print_ir_after: PrintAfter = None,
@@ -93,6 +94,7 @@ def command(
         batch_norm=batch_norm,
         dropout=dropout,
         seed=seed,
+        quantized=quantized,
         verify_each=verify_each,
         watch=watch.watch,
     )

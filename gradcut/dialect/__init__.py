@@ -8,7 +8,7 @@ To add an op, write its body under `@dialect_op` in the module of its topic; the
 where another configuration needs another structure it is another op (functions have no overloads here).
 """
 
-from gradcut.dialect import conv, elementwise, norm, pool, shape
+from gradcut.dialect import conv, elementwise, norm, pool, shape, straight
 from gradcut.dialect.core import DIALECT, DOMAIN, DialectOp, declare, dialect_op, expand
 from gradcut.dialect.marks import (
     MARK,
@@ -39,4 +39,5 @@ __all__ = [
     "reported_name",
     "shape",
     "stand_for",
+    "straight",
 ]
