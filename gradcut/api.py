@@ -16,8 +16,8 @@ from gradcut.passes.base import FROZEN, GRADIENTS, PIPELINE, read_json, write_js
 from gradcut.passes.importer import check_opset
 from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import ask, checked_names
-from gradcut.passes.straight_through import allow
 from gradcut.passes.stop_gradient import frozen_names, insert_marks
+from gradcut.passes.straight_through import allow
 from gradcut.rules import REGISTRY
 from gradcut.source import Source, load, own, require_one_message, take_in
 from gradcut.spec import as_patterns, match_parameters, match_values
@@ -88,7 +88,12 @@ def analyze(model: Source, of: Sequence[str], wrt: Sequence[str], stop_at: str |
 
 
 def vjp(
-    model: Source, wrt: Sequence[str], of: Sequence[str], stop_at: str | Sequence[str] = (), *, quantized: str = "refuse"
+    model: Source,
+    wrt: Sequence[str],
+    of: Sequence[str],
+    stop_at: str | Sequence[str] = (),
+    *,
+    quantized: str = "refuse",
 ) -> onnx.ModelProto:
     """The model with its vector-Jacobian product: a graph for any InferenceSession.
 

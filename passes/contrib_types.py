@@ -20,17 +20,26 @@ def with_stand_ins(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _replace(graph: onnx.GraphProto) -> None:
-    nodes: list[NodeProto] = []
+    nodes, ranks = list[NodeProto](), _ranks(graph)
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 _replace(inner)
-        stand_in = _STAND_INS.get((node.domain, node.op_type))
-        nodes += [node] if stand_in is None else stand_in(node)
-    if len(nodes) != len(graph.node) or any(a is not b for a, b in zip(nodes, graph.node, strict=True)):
-        kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(kept)
+        if (node.domain, node.op_type) == (MICROSOFT, "FusedMatMul"):
+            nodes += _product(node, ranks)
+        else:
+            stand_in = _STAND_INS.get((node.domain, node.op_type))
+            nodes += [node] if stand_in is None else stand_in(node)
+    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
+    """Of the values whose rank the file says, weights before all."""
+    values = [value for value in (*graph.value_info, *graph.input) if value.type.tensor_type.HasField("shape")]
+    said = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    return said | {tensor.name: len(tensor.dims) for tensor in graph.initializer}
 
 
 def _make(op_type: str, inputs: Sequence[str], output: str, **attributes: object) -> list[NodeProto]:
@@ -55,13 +64,28 @@ def _sum(node: NodeProto) -> list[NodeProto]:
     return _make("Add", node.input[:2], node.output[0])
 
 
-def _product(node: NodeProto) -> list[NodeProto]:
+def _product(node: NodeProto, ranks: dict[str, int]) -> list[NodeProto]:
+    """A MatMul, of transposed operands where their ranks are known; else an Einsum, which takes equal ranks alone."""
+    turned = [bool(_attribute(node, f"trans{name}", 0)) for name in "AB"]
+    moved = [bool(_attribute(node, f"transBatch{name}", 0)) for name in "AB"]
+    if any(moved) or any(turn and x not in ranks for turn, x in zip(turned, node.input, strict=True)):
+        return _make("Einsum", node.input, node.output[0], equation=_equation(turned, moved))
+    operands, nodes = list(node.input), list[NodeProto]()
+    for at, turn in enumerate(turned):
+        rank = ranks.get(operands[at], 0)
+        if turn and rank > 1:
+            perm, name = [*range(rank - 2), rank - 1, rank - 2], f"{node.output[0]}__turned{at}"
+            nodes += _make("Transpose", [operands[at]], name, perm=perm)
+            operands[at] = name
+    return [*nodes, *_make("MatMul", operands, node.output[0])]
+
+
+def _equation(turned: Sequence[bool], moved: Sequence[bool]) -> str:
     sides = []
-    for name, plain in (("A", "mk"), ("B", "kn")):
-        letters = plain[::-1] if _attribute(node, f"trans{name}", 0) else plain
-        moved = _attribute(node, f"transBatch{name}", 0)
-        sides.append(f"{letters[0]}...{letters[1]}" if moved else f"...{letters}")
-    return _make("Einsum", node.input, node.output[0], equation=f"{sides[0]},{sides[1]}->...mn")
+    for plain, turn, move in zip(("mk", "kn"), turned, moved, strict=True):
+        letters = plain[::-1] if turn else plain
+        sides.append(f"{letters[0]}...{letters[1]}" if move else f"...{letters}")
+    return f"{sides[0]},{sides[1]}->...mn"
 
 
 def _without_activation(op_type: str) -> Callable[[NodeProto], list[NodeProto]]:
@@ -119,6 +143,5 @@ _STAND_INS: dict[tuple[str, str], Callable[[NodeProto], list[NodeProto]]] = {
     (MICROSOFT, "EmbedLayerNormalization"): _embedded,
     (MICROSOFT, "FusedConv"): _without_activation("Conv"),
     (MICROSOFT, "FusedGemm"): _without_activation("Gemm"),
-    (MICROSOFT, "FusedMatMul"): _product,
     (MICROSOFT, "MultiHeadAttention"): _heads,
 }

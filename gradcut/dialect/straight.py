@@ -12,8 +12,12 @@ STRAIGHT = "StraightThrough"
 
 @dialect_op("Y X inside")
 def straight_through(b: Builder, Y: ir.Value, X: ir.Value, inside: ir.Value) -> ir.Value:
-    """Y, which X was rounded to; its cotangent goes to X, where `inside` is true (Bengio et al. 2013)."""
-    return b.Identity(Y)
+    """Y, which X was rounded to; its cotangent goes to X, where `inside` is true (Bengio et al. 2013).
+
+    Max of one operand is a copy that ONNX Runtime's optimizer leaves alone: behind a bare DequantizeLinear it puts
+    pairs of its own whose types contradict each other, and refuses the file.
+    """
+    return b.op("Max", Y, dtype=Y.dtype, shape=Y.shape)
 
 
 def is_straight(node: ir.Node) -> bool:

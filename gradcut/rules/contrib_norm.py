@@ -74,7 +74,9 @@ def _root_mean_square(
     return x * deviation * gamma, deviation
 
 
-@composed("SimplifiedLayerNormalization", "X scale", operands="X scale", weights="scale", outputs=lambda node: {"1": "X"})
+@composed(
+    "SimplifiedLayerNormalization", "X scale", operands="X scale", weights="scale", outputs=lambda node: {"1": "X"}
+)
 def simplified_layer_normalization(op: Adjoint) -> Sequence[ir.Value | None]:
     """Y = X scale / rms(X) over the axes from `axis` on, and 1 / rms(X). ONNX Runtime has it in ONNX's domain."""
     axis = op.attr("axis", -1)

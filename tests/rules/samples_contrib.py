@@ -94,7 +94,9 @@ def _attention() -> Iterator[Sample]:
     yield contrib(op, "plain", *x(), **heads)
     yield contrib(op, "causal", *x(), unidirectional=1, scale=0.4, **heads)
     yield contrib(op, "raw", *x(), raw, needs_rank=True, **heads)
-    yield contrib(op, "raw_rows", *x(), np.stack([raw, 1 - raw, raw], 1), mask_filter_value=-50.0, needs_rank=True, **heads)
+    yield contrib(
+        op, "raw_rows", *x(), np.stack([raw, 1 - raw, raw], 1), mask_filter_value=-50.0, needs_rank=True, **heads
+    )
     yield contrib(op, "ends", *x(), np.int32([2, 3]), known="input mask_index", **heads)
     yield contrib(op, "ends_starts", *x(), np.int32([2, 3, 0, 1]), known="input mask_index", **heads)
     wide = normal(2, 3, 5), normal(5, 14), normal(14)
