@@ -6,6 +6,7 @@ Inference sees, in a copy of the model, an operator of ONNX's with the same resu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import onnx
 from onnx import NodeProto, helper
@@ -42,7 +43,7 @@ def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
     return said | {tensor.name: len(tensor.dims) for tensor in graph.initializer}
 
 
-def _make(op_type: str, inputs: Sequence[str], output: str, **attributes: object) -> list[NodeProto]:
+def _make(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> list[NodeProto]:
     """One node, or none where an output or an operand is left out."""
     return [helper.make_node(op_type, inputs, [output], **attributes)] if output and all(inputs) else []
 

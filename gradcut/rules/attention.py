@@ -63,9 +63,14 @@ def of_rank(b: Builder, x: ir.Value, rank: int) -> ir.Value:
     return x if x.shape is not None else b.op("Identity", x, dtype=x.dtype, shape=ir.Shape([None] * rank))
 
 
+def dims_of(x: ir.Value, rank: int) -> list[Dim | None]:
+    """The dimensions of a value of some rank, None where nothing is known."""
+    return [None] * rank if x.shape is None else list(x.shape)
+
+
 def split_heads(b: Builder, x: ir.Value, heads: int) -> ir.Value:
     """[batch, sequence, heads * size] as [batch, heads, sequence, size]."""
-    batch, length, hidden = (*x.shape,) if x.shape is not None else (None,) * 3
+    batch, length, hidden = dims_of(x, 3)
     size = hidden // heads if isinstance(hidden, int) else None
     parts = b.op(
         "Reshape", x, b.ints([0, 0, heads, -1 if size is None else size]), shape=ir.Shape([batch, length, heads, size])
@@ -75,7 +80,7 @@ def split_heads(b: Builder, x: ir.Value, heads: int) -> ir.Value:
 
 def merge_heads(b: Builder, x: ir.Value) -> ir.Value:
     """[batch, heads, sequence, size] as [batch, sequence, heads * size]."""
-    batch, heads, length, size = (*x.shape,) if x.shape is not None else (None,) * 4
+    batch, heads, length, size = dims_of(x, 4)
     hidden = heads * size if isinstance(heads, int) and isinstance(size, int) else None
     flat = b.Transpose(x, perm=[0, 2, 1, 3])
     return b.op(
@@ -96,7 +101,7 @@ def after(b: Builder, past: ir.Value, new: ir.Value) -> ir.Value:
     """The past and the new along the sequence, [batch, heads, sequence, size]."""
     assert new.shape is not None and past.shape is not None
     lengths = past.shape[2], new.shape[2]
-    total = sum(lengths) if all(isinstance(n, int) for n in lengths) else None  # type: ignore[arg-type]
+    total = sum(lengths) if all(isinstance(n, int) for n in lengths) else None
     shape = ir.Shape([new.shape[0], new.shape[1], total, new.shape[3]])
     return b.op("Concat", past, new, axis=2, shape=shape)
 
@@ -302,9 +307,9 @@ def _at_positions(op: Adjoint, name: str) -> ir.Value:
     b, cache, ids = op.b, op[name], op.get("position_ids")
     if ids is not None:
         width = cache.shape[1] if cache.shape is not None else None
-        shape = ir.Shape([*(ids.shape or (None, None)), width])
+        shape = ir.Shape([*dims_of(ids, 2), width])
         cache = b.op("Gather", of_rank(b, cache, 2), ids, axis=0, shape=shape)
-    batch, length, width = (*of_rank(b, cache, 3).shape,)  # type: ignore[misc]
+    batch, length, width = dims_of(of_rank(b, cache, 3), 3)
     return b.op("Unsqueeze", cache, b.ints([1]), shape=ir.Shape([batch, 1, length, width]))
 
 
@@ -317,10 +322,11 @@ def rotated(b: Builder, x: ir.Value, cos: ir.Value, sin: ir.Value, size: int, in
     assert x.shape is not None
     one, two = _pairs(b, x, interleaved)
     if interleaved:
-        cos, sin = (b.op("Unsqueeze", cache, b.ints([4]), shape=ir.Shape([*cache.shape, 1])) for cache in (cos, sin))
+        shapes = (ir.Shape([*dims_of(cache, 4), 1]) for cache in (cos, sin))
+        cos, sin = (b.op("Unsqueeze", c, b.ints([4]), shape=s) for c, s in zip((cos, sin), shapes, strict=True))
     real, imaginary = cos * one - sin * two, sin * one + cos * two
     if interleaved:
-        both = b.op("Concat", real, imaginary, axis=4, shape=ir.Shape([*one.shape[:4], 2]))
+        both = b.op("Concat", real, imaginary, axis=4, shape=ir.Shape([*dims_of(one, 5)[:4], 2]))
         turned = b.op("Reshape", both, b.ints([0, 0, 0, -1]), shape=x.shape)
     else:
         turned = b.op("Concat", real, imaginary, axis=3, shape=x.shape)
@@ -343,5 +349,5 @@ def _pairs(b: Builder, x: ir.Value, interleaved: bool) -> tuple[ir.Value, ir.Val
     assert x.shape is not None
     split = b.node("Split", x, axis=-1, num_outputs=2, outputs=2)
     for part in split.outputs:
-        part.dtype, part.shape = x.dtype, ir.Shape([*x.shape[:3], half, 1] if interleaved else [*x.shape[:3], half])
+        part.type, part.shape = x.type, ir.Shape([*x.shape[:3], half, 1] if interleaved else [*x.shape[:3], half])
     return split.outputs[0], split.outputs[1]

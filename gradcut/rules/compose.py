@@ -89,7 +89,7 @@ def _through(op: Adjoint, forward: Forward) -> Cotangents:
     try:
         outputs = list(forward(seen))
         nodes = op.b.nodes[start:]
-        seeds = {}
+        seeds: dict[ir.Value, list[ir.Value]] = {}
         for index, cotangent in ((i, op.cotangent(i)) for i in range(len(op.node.outputs))):
             value = outputs[index] if index < len(outputs) else None
             if cotangent is not None and value is not None:

@@ -67,7 +67,7 @@ def _projected(op: Adjoint) -> Sequence[ir.Value]:
     operands = (joint, b.ints(sizes)) if sizes else (joint,)
     parts = b.node("Split", *operands, axis=2, outputs=3, num_outputs=None if sizes else 3).outputs
     for at, part in enumerate(parts):
-        part.dtype, part.shape = x.dtype, ir.Shape([x.shape[0], x.shape[1], sizes[at] if sizes else None])
+        part.type, part.shape = x.type, ir.Shape([x.shape[0], x.shape[1], sizes[at] if sizes else None])
     return parts
 
 
@@ -208,8 +208,7 @@ def rotary_embedding(op: Adjoint) -> Sequence[ir.Value | None]:
     ids = op["position_ids"]
     if op.rank("position_ids") == 1:
         ids = b.op("Unsqueeze", ids + positions(b, x, 2), b.ints([0]), shape=ir.Shape([1, None]))
-    turned = (_angles(b, cache, ids) for cache in (cos, sin))
-    y = rotated(b, x, *turned, size, bool(op.attr("interleaved", 0)))
+    y = rotated(b, x, _angles(b, cos, ids), _angles(b, sin, ids), size, bool(op.attr("interleaved", 0)))
     return [merge_heads(b, y) if rank == 3 else y]
 
 

@@ -50,8 +50,8 @@ def skip_simplified_layer_normalization(op: Adjoint) -> Sequence[ir.Value | None
 
 
 def _residual(op: Adjoint) -> ir.Value:
-    bias, total = op.get("bias"), op["input"] + op["skip"]
-    return total if bias is None else total + bias
+    bias, total = op.get("bias"), op.b.Add(op["input"], op["skip"])
+    return total if bias is None else op.b.Add(total, bias)
 
 
 def _layer_norm(
@@ -61,7 +61,7 @@ def _layer_norm(
     x = of_rank(op.b, x, 3)
     node = op.b.node("LayerNormalization", x, *scaling, axis=-1, epsilon=epsilon, outputs=3, shape=x.shape)
     for value in node.outputs[1:]:
-        value.dtype, value.shape = x.dtype, ir.Shape([*(x.shape or ())[:-1], 1])
+        value.type, value.shape = x.type, ir.Shape([*(x.shape or ())[:-1], 1])
     return node.outputs[0], node.outputs[1], node.outputs[2]
 
 

@@ -22,7 +22,7 @@ class _Contrib(OpRun):
 
     def attr(self, name: str, default: Any) -> Any:
         """An attribute of the node; onnx knows none of these operators, so it fills in no defaults."""
-        found = {a.name: self._extract_attribute_value(a) for a in self.onnx_node.attribute}  # type: ignore[no-untyped-call]
+        found = {a.name: self._extract_attribute_value(a) for a in self.onnx_node.attribute}
         return found.get(name, default)
 
 
@@ -81,7 +81,7 @@ def _activated(x: Array, name: str, p: Any) -> Array:
         "HardSigmoid": lambda: np.clip(x * p[0] + p[1], 0, 1),
         "Clip": lambda: np.clip(x, p[0], p[1]),
     }
-    return np.asarray(kinds[name]())
+    return np.asarray(kinds[name]())  # type: ignore[no-untyped-call]
 
 
 class Gelu(_Contrib):
@@ -241,7 +241,7 @@ class RotaryEmbedding(_Contrib):
             ids = np.broadcast_to(ids + np.arange(length)[None], (x.shape[0], length))
         heads = self.attr("num_heads", 0) or (x.shape[2] // (2 * cos.shape[1]) if x.ndim == 3 else None)
         size = self.attr("rotary_embedding_dim", 0)
-        return (rotary_embedding(x, cos, sin, ids, self.attr("interleaved", 0), size, heads),)  # type: ignore[no-untyped-call]
+        return (rotary_embedding(x, cos, sin, ids, self.attr("interleaved", 0), size, heads),)
 
 
 CONTRIB: list[type[OpRun]] = [

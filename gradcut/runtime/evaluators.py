@@ -51,7 +51,7 @@ class GatherElements(OpRun):
 class Pad(PlainPad):
     """Onnx's takes no negative pads, which crop."""
 
-    def _run(  # type: ignore[override]
+    def _run(
         self, data: Array, pads: Array, constant_value: Any = None, axes: Any = None, mode: str | None = None
     ) -> tuple[Array, ...]:
         places = range(data.ndim) if axes is None else [int(axis) % data.ndim for axis in axes]
@@ -65,10 +65,10 @@ class Attention(PlainAttention):
     """Onnx's gives the capped scores where the plain ones are asked for."""
 
     def _run(self, *operands: Any, **attributes: Any) -> tuple[Array, ...]:  # type: ignore[override]
-        outputs = tuple(super()._run(*operands, **attributes))  # type: ignore[no-untyped-call]
+        outputs = tuple(super()._run(*operands, **attributes))
         if attributes.get("qk_matmul_output_mode") or not attributes.get("softcap"):
             return outputs
-        plain = super()._run(*operands, **{**attributes, "softcap": 0.0})  # type: ignore[no-untyped-call]
+        plain = super()._run(*operands, **{**attributes, "softcap": 0.0})
         return (*outputs[:3], plain[3])
 
 

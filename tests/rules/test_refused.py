@@ -25,6 +25,8 @@ TURN = (
     "b (int64 i, bool c, float[3] h) => (bool d, float[3] n) { d = Identity(c) r = RandomNormalLike(h) n = Mul(h, r) }"
 )
 STEP = "b (float[2] h) => (float[2] n) { r = RandomNormalLike(h) n = Mul(h, r) }"
+INDEX = ints(0, 1).reshape(2, 1)
+MICROSOFT = "com.microsoft"
 
 REFUSED: list[tuple[Sample, str, str]] = [
     (
@@ -46,6 +48,22 @@ REFUSED: list[tuple[Sample, str, str]] = [
     ),
     (sample("Loop", "drawing", ints(3)[0], None, normal(3), body=body(TURN)), "static", DRAWN),
     (sample("Scan", "drawing", normal(3, 2), body=body(STEP), num_scan_inputs=1), "static", DRAWN),
+    (
+        sample("Attention", "rotary", normal(2, 3, 4), normal(4, 12), domain=MICROSOFT, num_heads=2, do_rotary=1),
+        "static",
+        "do_rotary or past_present_share_buffer has no rule",
+    ),
+    (
+        sample("MultiHeadAttention", "packed", normal(2, 3, 2, 3, 2), domain=MICROSOFT, num_heads=2),
+        "static",
+        "packed query, key and value have no rule",
+    ),
+    (
+        sample("RotaryEmbedding", "packed", normal(2, 3, 8), ints(0), normal(5, 2), normal(5, 2), domain=MICROSOFT,
+               runtime="position_ids", is_packed_batching=1),
+        "static",
+        "is_packed_batching=1 has no rule",
+    ),
 ]  # fmt: skip
 
 
