@@ -24,6 +24,7 @@ from gradcut.ops import Builder, Names
 from gradcut.rules import REGISTRY
 
 OLDEST, TARGET, NEWEST = 7, 21, 26
+_ELSEWHERE = "gradcut.elsewhere"
 
 
 def is_kept(key: tuple[str, str, str]) -> bool:
@@ -84,7 +85,11 @@ def convert_to(model: ir.Model, target: int) -> None:
         _cast_dropout_masks(model)
     functions = dict(model.functions)
     model.functions.clear()
+    hidden = _move(model, "", _ELSEWHERE)
     through(model, functools.partial(onnx.version_converter.convert_version, target_version=target))
+    _move(model, _ELSEWHERE, "")
+    if hidden:
+        model.opset_imports.pop(_ELSEWHERE, None)
     model.functions.update({key: _convert_function(function, target) for key, function in functions.items()})
     if model.opset_imports[""] != target:
         raise ImportModelError(f"onnx's version converter left the model at opset {model.opset_imports['']}")
@@ -92,6 +97,16 @@ def convert_to(model: ir.Model, target: int) -> None:
         if node.op_type == "Resize" and node.outputs[0].name in nearest:
             node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
             node.attributes.add(ir.AttrString("nearest_mode", nearest[node.outputs[0].name]))
+
+
+def _move(model: ir.Model, source: str, target: str) -> bool:
+    """ONNX's converter stops at operators that ONNX Runtime has in ONNX's domain; in another it lets them be."""
+    found = [n for n in model.graph.all_nodes() if n.domain == source and n.op_type == "SimplifiedLayerNormalization"]
+    for node in found:
+        node.domain = target
+    if found and target:
+        model.opset_imports[target] = 1
+    return bool(found)
 
 
 def _convert_function(function: ir.Function, target: int) -> ir.Function:
