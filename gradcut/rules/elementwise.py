@@ -274,7 +274,8 @@ def mod(op: Adjoint) -> Cotangents:
     if op.wants("A"):
         yield "A", op.dY
     if op.wants("B"):
-        yield "B", op.dY * op.b.Round((op.out() - op["A"]) / op["B"])
+        quotient = op.b.Round(op.wide((op.out() - op["A"]) / op["B"]))  # there is no Round of a bfloat16
+        yield "B", op.dY * op.b.Cast(quotient, to=op.dY.dtype)
 
 
 @rule("Max Min", "data_0", broadcasts=True)

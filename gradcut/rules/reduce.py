@@ -24,18 +24,18 @@ def reduce_mean(op: Adjoint) -> Cotangents:
     if isinstance(count, int):
         yield "data", _spread(op, op.dY * (1.0 / max(count, 1)))
     else:
-        yield "data", _spread(op, op.dY / count)
+        dY = op.wide(op.dY)
+        yield "data", _spread(op, op.b.Cast(dY / op.b.Cast(count, to=dY.dtype), to=op.dY.dtype))
 
 
 @rule("ReduceMax ReduceMin", "data")
 def reduce_extremum(op: Adjoint) -> Cotangents:
     """Equal elements share the cotangent equally, as torch.amax."""
     b, data = op.b, op["data"]
-    hit = b.Cast(b.Equal(data, _keep(op, op.out())), to=data.dtype)
+    dY = _keep(op, op.wide(op.dY))
+    hit = b.Cast(b.Equal(data, _keep(op, op.out())), to=dY.dtype)
     count = b.op("ReduceSum", hit, op.get("axes"), keepdims=1, noop_with_empty_axes=op.attr("noop_with_empty_axes", 0))
-    dX = hit * (_keep(op, op.dY) / count)
-    dX.shape = data.shape
-    yield "data", dX
+    yield "data", _shaped(op, b.Cast(hit * (dY / count), to=data.dtype))
 
 
 @rule("ReduceSumSquare", "data")
@@ -149,4 +149,4 @@ def _count(op: Adjoint) -> int | ir.Value:
     results = b.Max(b.Size(op.out()), b.constant(1, ir.DataType.INT64))
     ratio = b.Div(b.Size(op["data"]), results)
     ratio.shape = ir.Shape([])
-    return b.Cast(ratio, to=op["data"].dtype)
+    return ratio
