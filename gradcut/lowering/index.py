@@ -56,7 +56,7 @@ def _updates(b: Builder, call: Call) -> ir.Value:
     known = all(isinstance(size, int) for size in after)
     rest = after if known else [b.Slice(call[2], b.ints([axis + 1]), b.ints([len(shape)]))]
     count = static_dims(call[1].shape)
-    along = -1 if count is None or not axis else math.prod(count)  # 0 copies a size, and may meet none to copy
+    along = (-1 if count is None else math.prod(count)) or -1  # 0 copies a size, and may meet none to copy
     return b.Reshape(call[0], b.dims(*[0] * axis, along, *rest))
 
 

@@ -12,8 +12,10 @@ from gradcut.rules.shape import put_back
 @rule("Gather", "data", weights="data")
 def gather(op: Adjoint) -> Cotangents:
     """Rows of the cotangent added up at their indices."""
-    data = op["data"]
-    axis = op.attr("axis", 0)
+    data, axis = op["data"], op.attr("axis", 0)
+    if 0 in (op.static("data") or ()):  # the runtime's ScatterElements takes nothing of the kind
+        yield "data", op.b.zeros_like(data)
+        return
     if axis < 0:
         axis += op.rank("data")
     rows = op.wide(op.dY)

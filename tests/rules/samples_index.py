@@ -34,6 +34,8 @@ def _gather() -> Iterator[Sample]:
     yield _indexed("Gather", "last", normal(2, 3, 4), ints(1, 1, 3, 0).reshape(2, 2), axis=-1, needs_rank=True)
     yield _indexed("Gather", "int32", normal(5, 3), np.array([1, 1], np.int32))
     yield _indexed("Gather", "vector", normal(5), ints(3, 3, 1))
+    yield _indexed("Gather", "no_row", normal(5, 3), np.zeros((0, 2), np.int64), axis=1)
+    yield _indexed("Gather", "no_element", normal(2, 0), np.array(1), axis=0, known="data")
     yield sample("Gather", "constant", normal(5, 3), ints(1, 2))
 
 

@@ -114,14 +114,19 @@ def _resize() -> Iterator[Sample]:
 def _moves() -> Iterator[Sample]:
     yield sample("DepthToSpace", "DCR", normal(1, 8, 2, 3), blocksize=2)
     yield sample("DepthToSpace", "CRD", normal(2, 8, 2, 3), blocksize=2, mode="CRD")
+    yield sample("DepthToSpace", "three", normal(1, 9, 2, 1), blocksize=3, mode="CRD")
+    yield sample("DepthToSpace", "one", normal(2, 3, 2, 3), blocksize=1)
     yield sample("SpaceToDepth", "image", normal(1, 2, 4, 6), blocksize=2)
     yield sample("Tile", "matrix", normal(2, 3), ints(2, 3))
+    yield sample("Tile", "nothing", normal(2, 3), ints(0, 2))
+    yield sample("Tile", "scalar", np.asarray(normal()), np.zeros(0, np.int64))
     yield sample("Tile", "ones", normal(2, 3), ints(1, 1))
     yield sample("Tile", "at_run_time", normal(2, 1, 3), ints(2, 1, 2), runtime="repeats")
     yield sample("Trilu", "upper", normal(3, 4))
     yield sample("Trilu", "lower", normal(2, 3, 4), np.array(1), upper=0)
     for name, options in {"last": {}, "first": {"axis": 0}, "smallest": {"largest": 0, "sorted": 0}}.items():
         yield sample("TopK", name, distinct(4, 5), ints(2), outputs=2, **options)
+    yield sample("TopK", "nothing", distinct(4, 5), ints(0), outputs=2)
     yield sample("TopK", "at_run_time", distinct(4, 5), ints(3), outputs=2, runtime="K")
 
 

@@ -38,6 +38,8 @@ def _reductions() -> Iterator[Sample]:
         yield sample("ScatterND", f"{reduction}_rows", *_with(_apart((3, 2), (3, 2)), rows), **options)
         places = ints(0, 1, 2, 0, 0, 1, 0, -1).reshape(4, 2)
         yield sample("ScatterND", f"{reduction}_places", *_with(_apart((3, 2), (4,)), places), **options)
+        nothing = np.zeros((0, 3), np.int64)
+        yield sample("ScatterElements", f"{reduction}_nothing", normal(3, 3), nothing, normal(0, 3), **options)
     wide = {"reduction": "max", "runtime": "indices", "dtypes": "float16"}
     yield sample("ScatterElements", "max_halves", *_with(_apart((3, 4), (2, 3)), twice), **wide)
     zeros = {"reduction": "mul", "runtime": "indices", "dtypes": "float64"}
@@ -72,6 +74,7 @@ def _chosen() -> Iterator[Sample]:
         "Compress", "flat", normal(2, 3), np.array([True, False, True, False, True, True]), runtime="condition"
     )
     yield sample("Compress", "flat_shorter", normal(2, 3), yes)
+    yield sample("Compress", "longer", normal(2, 3), np.array([True, False, False, True]), axis=0)
     yield sample("Compress", "none", normal(2, 3), np.array([False, False]), axis=0, runtime="condition")
     for order in (0, 1):
         numbers = {"outputs": 4, "sorted": order, "dtypes": "float64"}

@@ -24,6 +24,8 @@ def _shapes() -> Iterator[Sample]:
     yield sample("Reshape", "zero", normal(2, 3, 4), ints(0, -1))
     yield sample("Reshape", "at_run_time", normal(2, 6), ints(3, 4), runtime="shape")
     yield sample("Reshape", "scalar", normal(1, 1), np.zeros(0, np.int64))
+    yield sample("Reshape", "allowzero", normal(0, 3), ints(3, 0), allowzero=1)
+    yield sample("Reshape", "no_element", normal(2, 0, 3), ints(2, -1, 0))
     yield sample("Squeeze", "axes", normal(2, 1, 3, 1), ints(1, -1))
     yield sample("Squeeze", "all", normal(2, 1, 3, 1))
     yield sample("Squeeze", "at_run_time", normal(2, 1, 3), ints(1), runtime="axes")
@@ -38,6 +40,7 @@ def _shapes() -> Iterator[Sample]:
     yield sample("Expand", "wide", normal(3, 1), ints(2, 1, 4))
     yield sample("Expand", "narrower", normal(2, 3), ints(3))
     yield sample("Expand", "scalar", np.asarray(normal()), ints(2, 2))
+    yield sample("Expand", "to_nothing", normal(1, 3), ints(0, 3))
     yield sample("Expand", "at_run_time", normal(2, 1), ints(3, 1, 2), runtime="shape")
 
 
@@ -45,10 +48,12 @@ def _parts() -> Iterator[Sample]:
     yield sample("Concat", "two", normal(2, 3), normal(1, 3), axis=0)
     yield sample("Concat", "three", normal(2, 1), normal(2, 2), normal(2, 3), axis=-1)
     yield sample("Concat", "one", normal(2, 1), axis=1)
+    yield sample("Concat", "nothing", normal(2, 0), normal(2, 3), axis=1)
     yield sample("Concat", "numbers", normal(2, 3), normal(4, 3), normal(1, 3), axis=-2, constant="inputs_1")
     yield sample("Split", "equal", normal(4, 3), num_outputs=2, outputs=2)
     yield sample("Split", "uneven", normal(2, 5), num_outputs=3, axis=-1, outputs=3)
     yield sample("Split", "sizes", normal(2, 6), ints(1, 2, 3), axis=1, outputs=3)
+    yield sample("Split", "nothing", normal(2, 3), ints(3, 0), axis=1, outputs=2)
     yield sample("Split", "at_run_time", normal(5, 2), ints(4, 1), outputs=2, runtime="split")
 
 
@@ -79,6 +84,10 @@ def _pads() -> Iterator[Sample]:
     yield sample("Pad", "value", normal(2, 3), ints(0, 1, 1, 2), np.float32(0.5))
     yield sample("Pad", "cut", normal(4, 5), ints(-1, 2, 0, -2), np.float32(0.5))
     yield sample("Pad", "at_run_time", normal(2, 3), ints(0, 1, 1, 2), np.float32(0.5), runtime="pads")
+    yield sample("Pad", "two_axes", normal(2, 3, 4), ints(0, -1, 1, -1), np.float32(0.5), ints(0, -1))
+    yield sample("Pad", "axes_at_run_time", normal(2, 3), ints(1, 2), None, ints(-1), runtime="pads axes")
+    yield sample("Pad", "edge_cut", normal(3, 4), ints(-1, 2, 1, -1), mode="edge")
+    yield sample("Pad", "wrap_far", normal(2, 3), ints(0, 4, 0, 5), mode="wrap")
     yield sample("Pad", "axes", normal(2, 3, 4), ints(1, 2), np.float32(0.5), ints(-2))
     for mode in ("reflect", "edge", "wrap"):
         yield sample("Pad", mode, normal(3, 4), ints(1, 2, 2, 1), mode=mode)
