@@ -80,6 +80,16 @@ def test_of_equal_values_top_k_takes_the_first() -> None:
     assert runtime(proto)(feeds)[-1].tolist() == [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_of_equal_values_unique_takes_the_first(order: int) -> None:
+    """The place that its own output `indices` says; torch has no derivative of it."""
+    built = build(sample("Unique", "ties", np.float32([2, 1, 1, 3, 2]), sorted=order))
+    proto = gradcut.vjp(built.model, ["X"], ["y0"])
+    y, dX = runtime(proto)({**built.feeds, "y0_grad": np.float32([1, 2, 3])})
+    assert y.tolist() == ([1, 2, 3] if order else [2, 1, 3])
+    assert dX.tolist() == ([2, 1, 0, 3, 0] if order else [1, 2, 0, 3, 0])
+
+
 @pytest.mark.parametrize(("sample", "function"), TABLE, ids=[str(row[0]) for row in TABLE])
 def test_kinks_are_as_in_torch(sample: Sample, function: Torch) -> None:
     built = build(sample)
