@@ -231,7 +231,7 @@ def where(op: Adjoint) -> Cotangents:
 def clip(op: Adjoint) -> Cotangents:
     """Y = min(max(X, min), max): the operand passes its cotangent between the bounds, them included.
 
-    Below equal bounds nothing gets one, above them max does, as in torch.clamp.
+    Below equal bounds min gets it, above them max: all of it arrives where both are one value, as it does not in torch.
     """
     b, X = op.b, op["input"]
     low, high = op.get("min"), op.get("max")
@@ -243,7 +243,7 @@ def clip(op: Adjoint) -> Cotangents:
     above = None if high is None else b.Greater(X, high)
     below = None if low is None else b.Less(X, low)
     if op.wants("min"):
-        beaten = below if high is None else b.And(below, b.Less(low, high))
+        beaten = below if high is None else b.And(below, b.LessOrEqual(low, high))
         yield "min", b.Where(beaten, op.dY, zero)
     if op.wants("max"):
         over = above if low is None else b.Or(above, b.Greater(low, high))
