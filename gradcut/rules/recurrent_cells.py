@@ -77,7 +77,7 @@ class Cell(Direction):
 
     def of_X(self) -> ir.Value:
         """The cotangent of X by way of this direction, [T, N, I], in the order of time."""
-        return self.restored(self.b.MatMul(self.D, self.weight("W")))
+        return self.restored(self.b.op("MatMul", self.D, self.weight("W"), shape=self.shape(self.I)))
 
     def of(self, operand: str) -> ir.Value:
         """The cotangent of an operand of this direction."""

@@ -42,7 +42,7 @@ class Direction:
     def operand(self, name: str) -> ir.Value | None:
         """An operand of this direction [...], without the axis of directions."""
         value = self.op.get(name)
-        return None if value is None else self._of_direction(value, 0)
+        return None if value is None else self._of_direction(value, 0, 2 if name in ("B", "P") else 3)
 
     def weight(self, name: str) -> ir.Value:
         """W [G H, I] or R [G H, H]."""
@@ -50,8 +50,8 @@ class Direction:
         assert value is not None
         return value
 
-    def _of_direction(self, value: ir.Value, axis: int) -> ir.Value:
-        shape = None if value.shape is None else ir.Shape([d for i, d in enumerate(value.shape) if i != axis])
+    def _of_direction(self, value: ir.Value, axis: int, rank: int) -> ir.Value:
+        shape = ir.Shape([dim for at, dim in enumerate(_dims(value, rank)) if at != axis])
         if not self.both:
             return self.b.op("Squeeze", value, self.b.ints([axis]), shape=shape)
         return self.b.op("Gather", value, self.b.constant(self.index, ir.DataType.INT64), axis=axis, shape=shape)
@@ -77,10 +77,10 @@ class Direction:
     @cached_property
     def X(self) -> ir.Value:
         """[T, N, I]; zero past the end of a sequence, where anything may stand, so that it cannot spread."""
-        ordered = self.ordered(self.op["X"])
+        X = self.ordered(self.op["X"])
         if self.live is None:
-            return ordered
-        return self.b.op("Where", self.live, ordered, self.b.scalar_like(0.0, ordered), shape=ordered.shape)
+            return X
+        return self.b.op("Where", self.live, X, self.b.scalar_like(0.0, X), shape=self.shape(self.I))
 
     @cached_property
     def Y(self) -> ir.Value:
@@ -88,7 +88,7 @@ class Direction:
         Y = self.op.out("Y")
         if Y.dtype is None or Y.shape is None:
             Y.dtype, Y.shape = self.op["X"].dtype, ir.Shape([self.T, 2 if self.both else 1, self.N, self.H])
-        return self.ordered(self._of_direction(Y, 1))
+        return self.ordered(self._of_direction(Y, 1, 4))
 
     @cached_property
     def before(self) -> ir.Value:
@@ -130,8 +130,8 @@ class Direction:
 
     def flipped(self, value: ir.Value) -> ir.Value:
         """The last step first."""
-        b = self.b
-        return b.op("Slice", value, b.ints([-1]), b.ints([-_END]), b.ints([0]), b.ints([-1]), shape=value.shape)
+        b, shape = self.b, ir.Shape(_dims(value, 3))
+        return b.op("Slice", value, b.ints([-1]), b.ints([-_END]), b.ints([0]), b.ints([-1]), shape=shape)
 
     def _each_reversed(self, value: ir.Value) -> ir.Value:
         return self.b.op("ReverseSequence", value, self.lens, time_axis=0, batch_axis=1, shape=value.shape)
@@ -142,14 +142,14 @@ class Direction:
     def dY(self) -> ir.Value | None:
         """The cotangent of Y, [T, N, H]."""
         dY = self.op.cotangent("Y")
-        return None if dY is None else self.ordered(self._of_direction(dY, 1))
+        return None if dY is None else self.ordered(self._of_direction(dY, 1, 4))
 
     def d_last(self, output: str) -> ir.Value:
         """The cotangent of a last state, [N, H]: zero for an empty sequence, which ONNX Runtime leaves zeros of."""
         found, b = self.op.cotangent(output), self.b
         if found is None:
             return self.zeros()
-        mine = self._of_direction(found, 0)
+        mine = self._of_direction(found, 0, 3)
         if self.lens is None:
             return mine
         some = b.op("Unsqueeze", b.Greater(self.lens, 0), b.ints([1]), shape=ir.Shape([self.N, 1]))
@@ -231,7 +231,7 @@ class Direction:
 
     def product(self, value: ir.Value, weight: ir.Value) -> ir.Value:
         """[T, N, K] times a weight [M, K], transposed: [T, N, M]."""
-        return self.b.MatMul(value, self.b.transpose(weight, 2))
+        return self.b.op("MatMul", value, self.b.transpose(weight, 2), shape=self.shape(_dims(weight, 2)[0]))
 
     def over_steps(self, D: ir.Value, value: ir.Value) -> ir.Value:
         """What a weight [G, K] gets from the cotangent [T, N, G] of its products with a value [T, N, K]."""

@@ -16,6 +16,7 @@ from tests.rules import (
     samples_more,
     samples_norm,
     samples_pool,
+    samples_recurrent,
     samples_reduce,
     samples_select,
     samples_shape,
@@ -38,5 +39,6 @@ _MODULES = (
     samples_windows,
     samples_attention,
     samples_contrib,
+    samples_recurrent,
 )
 SAMPLES: tuple[Sample, ...] = tuple(sample for module in _MODULES for sample in module.samples())
