@@ -1,0 +1,238 @@
+"""RNN, GRU and LSTM against torch's: the operators, files that torch exports, and a real one."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import gradcut
+from gradcut.runtime.check import check_gradients
+from gradcut.runtime.widen import runtime
+
+SEED, T, N, INPUTS, HIDDEN = 11, 5, 3, 4, 2
+#: Which of torch's gates stand where in ONNX's weights.
+ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+Arrays = dict[str, np.ndarray]
+
+
+def in_onnx_order(kind: str, weight: torch.Tensor) -> torch.Tensor:
+    parts = weight.chunk(len(ORDER[kind]))
+    return torch.cat([parts[gate] for gate in ORDER[kind]])
+
+
+def operands(kind: str, layer: nn.RNNBase) -> dict[str, torch.Tensor]:
+    """W, R and B of the first layer as ONNX has them, functions of torch's parameters."""
+    suffixes = ("", "_reverse") if layer.bidirectional else ("",)
+    get = lambda name, suffix: in_onnx_order(kind, getattr(layer, f"{name}_l0{suffix}"))
+    return {
+        "W": torch.stack([get("weight_ih", s) for s in suffixes]),
+        "R": torch.stack([get("weight_hh", s) for s in suffixes]),
+        "B": torch.stack([torch.cat([get("bias_ih", s), get("bias_hh", s)]) for s in suffixes]),
+    }
+
+
+def operator(kind: str, feeds: Arrays, **attributes: Any) -> onnx.ModelProto:
+    order = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c")
+    names = [name if name in feeds else "" for name in order][: 7 if kind == "LSTM" else 6]
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if kind == "LSTM" else 2]
+    ports = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+    ]
+    untyped = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    node = helper.make_node(kind, names, outputs, "layer", hidden_size=HIDDEN, **attributes)
+    graph = helper.make_graph([node], "g", ports, untyped)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize("lengths", [None, (5, 3, 1)], ids=["full", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_the_operator_has_torchs_gradients(kind: str, bidirectional: bool, lengths: tuple[int, ...] | None) -> None:
+    """By X, the weights and the initial states, from every output at once."""
+    torch.manual_seed(SEED)
+    directions = 1 + bidirectional
+    layer = getattr(nn, kind)(INPUTS, HIDDEN, bidirectional=bidirectional).double()
+    x = torch.randn(T, N, INPUTS, dtype=torch.double, requires_grad=True)
+    states = [torch.randn(directions, N, HIDDEN, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    states = states[: 2 if kind == "LSTM" else 1]
+    start = tuple(states) if kind == "LSTM" else states[0]
+    given = x if lengths is None else pack_padded_sequence(x, list(lengths))
+    y, last = layer(given, start)
+    y = y if lengths is None else pad_packed_sequence(y, total_length=T)[0]
+    y = y.reshape(T, N, directions, HIDDEN).transpose(1, 2)
+    outputs = [y, *(last if kind == "LSTM" else [last])]
+    cotangents = [torch.randn_like(output) for output in outputs]
+    named = dict(layer.named_parameters())
+    wanted = [x, *named.values(), *states]
+    found = torch.autograd.grad(outputs, wanted, cotangents)
+    weights, initial = operands(kind, layer), ("initial_h", "initial_c")
+    feeds = {"X": x, **weights, **dict(zip(initial, states, strict=False))}
+    arrays = {name: value.detach().numpy().astype(np.float32) for name, value in feeds.items()}
+    for parameter, gradient in zip(named.values(), found[1:], strict=False):
+        parameter.data = gradient  # so that `operands` puts the gradients in ONNX's order
+    gradients_of_states = dict(zip(initial, found[-len(states) :], strict=False))
+    expected = {"X": found[0], **operands(kind, layer), **gradients_of_states}
+    if lengths is not None:
+        arrays["sequence_lens"] = np.array(lengths, np.int32)
+    attributes = {"linear_before_reset": 1} if kind == "GRU" else {}
+    direction = "bidirectional" if bidirectional else "forward"
+    model = operator(kind, arrays, direction=direction, **attributes)
+    proto = gradcut.vjp(model, list(expected), [output.name for output in model.graph.output])
+    seeds = {
+        value.name: cotangent.numpy().astype(np.float32)
+        for value, cotangent in zip(proto.graph.input[-len(outputs) :], cotangents, strict=True)
+    }
+    gradients = runtime(proto)({**arrays, **seeds})[len(outputs) :]
+    for name, mine in zip(expected, gradients, strict=True):
+        np.testing.assert_allclose(mine, expected[name].detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_what_stands_past_the_end_of_a_sequence_reaches_nothing(kind: str, direction: str) -> None:
+    rng, gates = np.random.default_rng(SEED), len(ORDER[kind])
+    shapes = {"X": (T, 2, INPUTS), "W": (1, gates * HIDDEN, INPUTS), "R": (1, gates * HIDDEN, HIDDEN)}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    feeds["sequence_lens"] = np.array([2, T], np.int32)
+    model = operator(kind, feeds, direction=direction)
+    proto = gradcut.vjp(model, ["X", "W", "R"], ["Y", "Y_h"])
+    names = [value.name for value in proto.graph.input[-2:]]
+    seeds = [rng.standard_normal(shape).astype(np.float32) for shape in ((T, 1, 2, HIDDEN), (1, 2, HIDDEN))]
+    clean = runtime(proto)({**feeds, **dict(zip(names, seeds, strict=True))})[2:]
+    feeds["X"][2:, 0], seeds[0][2:, :, 0] = np.nan, 1e30
+    dirty = runtime(proto)({**feeds, **dict(zip(names, seeds, strict=True))})[2:]
+    for mine, theirs in zip(dirty, clean, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert not dirty[0][2:, 0].any()
+
+
+# --- exported files ----------------------------------------------------------------------------------------------
+
+
+class Tagger(nn.Module):
+    """A recurrent layer and a linear one at each step."""
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__()
+        self.layer = getattr(nn, kind)(INPUTS, HIDDEN, **options)
+        self.head = nn.Linear(HIDDEN * (1 + self.layer.bidirectional), 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x)[0])
+
+
+LAYERS = [
+    {},
+    {"num_layers": 2},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    {"bias": False},
+]
+
+
+def export(module: nn.Module, path: Path, x: torch.Tensor, batch: int, dynamo: bool) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"dynamo": dynamo, "input_names": ["x"], "output_names": ["y"]}
+    if dynamo:
+        options |= {"optimize": False, "verbose": False, "dynamic_shapes": ({batch: torch.export.Dim("n")},)}
+    else:
+        options |= {"opset_version": 17, "dynamic_axes": {"x": {batch: "n"}, "y": {batch: "n"}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), path, **options)
+
+
+def trained(path: Path, module: nn.Module, x: torch.Tensor) -> Arrays:
+    """The compiled file's gradients for torch's loss, whose own are left in the module."""
+    target = torch.randn_like(module(x))
+    mse_loss(module(x), target).backward()
+    session = gradcut.TrainingSession(gradcut.compile(path, "mse:output=y"))
+    return session.gradients({"x": x.numpy(), "labels": target.numpy()})
+
+
+@pytest.mark.parametrize("options", LAYERS, ids=str)
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
+def test_exported_layers_train_as_in_torch(dynamo: bool, kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """With another batch than the one exported with; the legacy exporter's weights have no names of torch's."""
+    torch.manual_seed(SEED)
+    module, batch = Tagger(kind, **options), 0 if options.get("batch_first") else 1
+    sizes = [T, T, INPUTS]
+    sizes[batch] = 2
+    export(module, tmp_path / "m.onnx", torch.randn(*sizes), batch, dynamo)
+    sizes[batch] = N
+    found = trained(tmp_path / "m.onnx", module, torch.randn(*sizes))
+    if dynamo:
+        assert found.keys() == dict(module.named_parameters()).keys()
+        for name, parameter in module.named_parameters():
+            np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+        return
+    expected = [array for parts in legacy_gradients(kind, module) for array in parts]
+    assert len(found) == len(expected)
+    for array in expected:
+        assert any(g.shape == array.shape and np.allclose(g, array, rtol=1e-4, atol=1e-6) for g in found.values())
+
+
+def legacy_gradients(kind: str, module: Tagger) -> list[list[np.ndarray]]:
+    """torch's gradients as the legacy exporter has the weights: in ONNX's order, layer by layer, the head last."""
+    layer, order = module.layer, lambda p: in_onnx_order(kind, p.grad)
+    suffixes = ("", "_reverse") if layer.bidirectional else ("",)
+    found = []
+    for at in range(layer.num_layers):
+        of = lambda name, at=at: [order(getattr(layer, f"{name}_l{at}{s}")) for s in suffixes]
+        stacked = [torch.stack(of("weight_ih")), torch.stack(of("weight_hh"))]
+        if layer.bias:
+            both = zip(of("bias_ih"), of("bias_hh"), strict=True)
+            stacked.append(torch.stack([torch.cat(pair) for pair in both]))
+        found.append([tensor.numpy() for tensor in stacked])
+    head = module.head
+    return [*found, [head.weight.grad.T.numpy(), head.bias.grad.numpy()]]
+
+
+# --- a real file -------------------------------------------------------------------------------------------------
+
+
+def silero() -> Path:
+    """A detector of speech as its makers ship it: a spectrum, convolutions, an LSTM over windows, a sigmoid."""
+    spec = importlib.util.find_spec("silero_vad")  # its package itself wants torchaudio
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "data" / "silero_vad_16k_sequence.onnx"
+
+
+def silero_feeds(windows: int) -> Arrays:
+    rng = np.random.default_rng(SEED)
+    state = {name: rng.standard_normal((1, 1, 128)).astype(np.float32) * 0.1 for name in ("h", "c")}
+    sound = rng.standard_normal((windows, 576)).astype(np.float32) * 0.1
+    return {"input": sound, **state}
+
+
+def test_gradients_of_silero() -> None:
+    report = check_gradients(silero(), silero_feeds(4), directions=1)
+    assert report.forward.startswith("float64"), report.notes
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("train", [None, ["output.*"]], ids=["all", "head"])
+def test_silero_trains(train: list[str] | None) -> None:
+    """The loss falls; the frozen rest stays as it is, and of the LSTM no backward is built for the head alone."""
+    art = gradcut.compile(silero(), "mse:output=speech_probs", train, optimizer=gradcut.SGD(lr=0.05))
+    kinds = [node.op_type for node in art.training_model.graph]
+    assert ("Scan" in kinds) == (train is None)
+    session = gradcut.TrainingSession(art)
+    feeds = {**silero_feeds(6), "labels": np.linspace(0.2, 0.8, 6, dtype=np.float32)}
+    before, losses = session.parameters(), [session.step(feeds).loss for _ in range(8)]
+    assert losses == sorted(losses, reverse=True)
+    moved = {name for name, array in session.parameters().items() if not np.array_equal(array, before[name])}
+    assert moved == set(art.trainable)
