@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -116,6 +116,38 @@ def test_what_stands_past_the_end_of_a_sequence_reaches_nothing(kind: str, direc
     for mine, theirs in zip(dirty, clean, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert not dirty[0][2:, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["Swish"], "its activation 'Swish' is none of those on the operator page"),
+        ([], "it names 0 activations; 1 are needed"),
+    ],
+)
+def test_activations_that_cannot_be_are_refused(names: list[str], reason: str) -> None:
+    shapes = {"X": (T, N, INPUTS), "W": (1, HIDDEN, INPUTS), "R": (1, HIDDEN, HIDDEN)}
+    model = operator("RNN", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    model.graph.node[0].attribute.append(helper.make_attribute("activations", names, attr_type=AttributeProto.STRINGS))
+    with pytest.raises(gradcut.GradcutError) as caught:
+        gradcut.vjp(model, ["X"], ["Y"])
+    assert str(caught.value) == f"node 'layer' (RNN, opset 21) has no gradient here: {reason}"
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_the_slope_where_nothing_is_fed(nonlinearity: str) -> None:
+    """Before every activation stands 0, where Relu has a joint: torch's slope there is 0."""
+    layer, x = nn.RNN(INPUTS, HIDDEN, bias=False, nonlinearity=nonlinearity), torch.zeros(T, N, INPUTS)
+    (expected,) = torch.autograd.grad(layer(x.requires_grad_())[0].sum(), [x])
+    feeds = {name: value.detach().numpy() for name, value in (("X", x), *plain_operands(layer).items())}
+    proto = gradcut.vjp(operator("RNN", feeds, activations=[nonlinearity.title()]), ["X"], ["Y"])
+    seed = {proto.graph.input[-1].name: np.ones((T, 1, N, HIDDEN), np.float32)}
+    np.testing.assert_allclose(runtime(proto)({**feeds, **seed})[1], expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def plain_operands(layer: nn.RNNBase) -> dict[str, torch.Tensor]:
+    """W and R of a layer of one gate and no bias."""
+    return {"W": layer.weight_ih_l0[None], "R": layer.weight_hh_l0[None]}
 
 
 # --- exported files ----------------------------------------------------------------------------------------------

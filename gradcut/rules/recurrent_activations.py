@@ -115,16 +115,15 @@ class Activation:
 
 def activations(op: Adjoint, defaults: tuple[str, ...], directions: int) -> list[tuple[Activation, ...]]:
     """The activations of each direction; those of the second come behind those of the first."""
-    names = [name.lower() for name in op.attr("activations", defaults * directions)]
-    count = len(defaults)
-    unknown = next((name for name in names if name not in _VALUES), None)
+    named, count = op.attr("activations", defaults * directions), len(defaults)
+    unknown = next((name for name in named if name.lower() not in _VALUES), None)
     if unknown is not None:
         op.refuse(f"its activation {unknown!r} is none of those on the operator page")
-    if len(names) < count * directions:
-        op.refuse(f"it names {len(names)} activations; {count * directions} are needed")
+    if len(named) < count * directions:
+        op.refuse(f"it names {len(named)} activations; {count * directions} are needed")
     left = {"a": list(op.attr("activation_alpha", ())), "b": list(op.attr("activation_beta", ()))}
     found = []
-    for name in names:
+    for name in map(str.lower, named):
         wanted = _NUMBERS.get(name, {})
         numbers = {key: left[key].pop(0) if left[key] else default for key, default in wanted.items()}
         found.append(Activation(name, numbers.get("a", 0.0), numbers.get("b", 0.0), op.attr("clip")))

@@ -6,7 +6,7 @@ before the first: they are computed from X and Y at once, see `recurrent_layer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -47,18 +47,18 @@ class Cell(Direction):
     @cached_property
     def linear(self) -> ir.Value:
         """X W^T + H R^T + Wb + Rb."""
-        both = self.product(self.X, self.weight("W")) + self.product(self.before, self.weight("R"))
+        both = self.b.Add(self.product(self.X, self.weight("W")), self.product(self.before, self.weight("R")))
         B = self.operand("B")
         if B is None:
             return both
         Wb, Rb = self.halves(B)
-        return both + (Wb + Rb)
+        return self.b.Add(both, Wb + Rb)
 
     def halves(self, B: ir.Value) -> list[ir.Value]:
         """Wb and Rb, [G H]."""
         node = self.b.node("Split", B, axis=-1, num_outputs=2, outputs=2)
         for part in node.outputs:
-            part.dtype, part.shape = B.dtype, ir.Shape([self.gates * self.H if isinstance(self.H, int) else None])
+            part.type, part.shape = B.type, ir.Shape([self.gates * self.H if isinstance(self.H, int) else None])
         return list(node.outputs)
 
     def start(self) -> list[ir.Value]:
@@ -67,7 +67,7 @@ class Cell(Direction):
 
     def through(self, b: Builder, carried: ir.Value, here: list[ir.Value]) -> ir.Value:
         """The cotangent of a step's hidden state; takes that of Y off what the step reads."""
-        return carried if self.dY is None else carried + here.pop(0)
+        return carried if self.dY is None else b.Add(carried, here.pop(0))
 
     def read(self, *factors: ir.Value) -> list[ir.Value]:
         """What each step reads: the cotangent of Y, if there is one, and factors."""
@@ -81,7 +81,10 @@ class Cell(Direction):
 
     def of(self, operand: str) -> ir.Value:
         """The cotangent of an operand of this direction."""
-        return {"W": self._of_W, "R": self._of_R, "B": self._of_B, "initial_h": lambda: self.found[0]}[operand]()
+        if operand == "initial_h":
+            return self.found[0]
+        makers: dict[str, Callable[[], ir.Value]] = {"W": self._of_W, "R": self._of_R, "B": self._of_B}
+        return makers[operand]()
 
     def _of_W(self) -> ir.Value:
         return self.over_steps(self.D, self.X)
@@ -131,7 +134,7 @@ class GRUCell(Cell):
         return self._linear_first() if self.linear_before_reset else self._reset_first()
 
     @cached_property
-    def D_recurrent(self) -> ir.Value:  # type: ignore[override]
+    def D_recurrent(self) -> ir.Value:
         if not self.linear_before_reset:
             return self.D
         return self.b.Mul(self.D, self._reset_factor)
@@ -158,7 +161,7 @@ class GRUCell(Cell):
         """Rz, Rr and Rh, [H, H]."""
         node = self.b.node("Split", self.weight("R"), axis=0, num_outputs=3, outputs=3)
         for part in node.outputs:
-            part.dtype, part.shape = self.weight("R").dtype, ir.Shape([self.H, self.H])
+            part.type, part.shape = self.weight("R").type, ir.Shape([self.H, self.H])
         return list(node.outputs)
 
     @cached_property
@@ -180,7 +183,7 @@ class GRUCell(Cell):
     @cached_property
     def reset(self) -> ir.Value:
         """r H."""
-        return self.r[0] * self.before
+        return self.b.Mul(self.r[0], self.before)
 
     @cached_property
     def h(self) -> tuple[ir.Value, ir.Value]:

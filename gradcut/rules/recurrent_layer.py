@@ -87,7 +87,7 @@ class Direction:
         """The hidden state after each step; zero past the end of a sequence."""
         Y = self.op.out("Y")
         if Y.dtype is None or Y.shape is None:
-            Y.dtype, Y.shape = self.op["X"].dtype, ir.Shape([self.T, 2 if self.both else 1, self.N, self.H])
+            Y.type, Y.shape = self.op["X"].type, ir.Shape([self.T, 2 if self.both else 1, self.N, self.H])
         return self.ordered(self._of_direction(Y, 1, 4))
 
     @cached_property
@@ -163,7 +163,7 @@ class Direction:
         node = self.b.node("Split", value, axis=-1, num_outputs=count, outputs=count)
         shape = None if value.shape is None else ir.Shape([*list(value.shape)[:-1], self.H])
         for part in node.outputs:
-            part.dtype, part.shape = value.dtype, shape
+            part.type, part.shape = value.type, shape
         return list(node.outputs)
 
     def joined(self, *parts: ir.Value) -> ir.Value:
@@ -203,9 +203,9 @@ class Direction:
         count = len(body.outputs)
         node = b.node("Scan", *states, *reads, body=body, num_scan_inputs=len(reads), outputs=count)
         for output, like in zip(node.outputs, states, strict=False):
-            output.dtype, output.shape = like.dtype, like.shape
+            output.type, output.shape = like.type, like.shape
         for output, like in zip(node.outputs[len(states) :], gives, strict=True):
-            output.dtype, output.shape = like.dtype, self.shape(None if like.shape is None else like.shape[-1])
+            output.type, output.shape = like.type, self.shape(None if like.shape is None else like.shape[-1])
         return [*node.outputs[: len(states)], *map(self._at_most_all, node.outputs[len(states) :])]
 
     def _one_at_least(self, value: ir.Value) -> ir.Value:
@@ -254,14 +254,16 @@ def joined(b: Builder, *parts: ir.Value, axis: int = -1) -> ir.Value:
     """Parts behind each other along an axis; one alone as it is."""
     if len(parts) == 1:
         return parts[0]
-    known = parts[0].shape
-    shape = None
-    if known is not None:
-        sizes = [None if p.shape is None else p.shape[axis] for p in parts]
-        dims = list(known)
-        dims[axis] = sum(sizes) if all(isinstance(size, int) for size in sizes) else None  # type: ignore[arg-type, call-overload]
-        shape = ir.Shape(dims)
+    shape = None if parts[0].shape is None else ir.Shape(_joined_dims(parts, axis))
     return b.op("Concat", *parts, axis=axis, dtype=parts[0].dtype, shape=shape)
+
+
+def _joined_dims(parts: Sequence[ir.Value], axis: int) -> list[Dim | None]:
+    dims: list[Dim | None] = list(parts[0].shape or ())
+    sizes = [part.shape[axis] if part.shape is not None else None for part in parts]
+    known = [int(size) for size in sizes if isinstance(size, int)]
+    dims[axis] = sum(known) if len(known) == len(sizes) else None
+    return dims
 
 
 def _rest(value: ir.Value) -> ir.Shape | None:

@@ -170,12 +170,6 @@ def bounded(op_types: str, unless: str = "", given: Callable[[ir.Node], bool] = 
         REGISTRY.declare_bounded(op_type, frozenset(unless.split()), given)
 
 
-def weights(op_type: str, names: str) -> None:
-    """Declare the weights of an operator that has no derivative rule yet."""
-    operands = schema_operands("", op_type)
-    REGISTRY.add(Rule(op_type, "", 1, operands, frozenset(operands), frozenset(names.split())))
-
-
 def register_rule(
     op_type: str,
     domain: str = "",

@@ -8,12 +8,14 @@ before h, a coupled forget gate is one minus the input gate, and what is left of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 from onnx.reference.op_run import OpRun
 
 Array = np.ndarray[Any, Any]
+Attributes = dict[str, Any]
 Function = Callable[[Array], Array]
 Step = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
 
@@ -34,11 +36,16 @@ _FUNCTIONS: dict[str, tuple[Callable[[Array, float, float], Array], float | None
 
 
 class _Recurrent(OpRun):
-    """One layer: `_step` is its cell."""
+    """One layer; `cell` is what a step does."""
 
-    gates, states, defaults, unclipped = 1, 1, ("Tanh",), 0
+    states = 1
+    defaults: ClassVar[tuple[str, ...]] = ("Tanh",)
 
-    def _run(  # type: ignore[override]
+    def cell(self, W: Array, R: Array, B: Array, P: Array, functions: list[Function], attributes: Attributes) -> Step:
+        """Of one direction: inputs [N, I] and states [N, H] to new states."""
+        raise NotImplementedError
+
+    def _run(
         self,
         X: Array,
         W: Array,
@@ -51,29 +58,27 @@ class _Recurrent(OpRun):
         **attributes: Any,
     ) -> tuple[Array, ...]:
         batch_first = bool(attributes.get("layout"))
-        swap = lambda array: array if array is None or not batch_first else np.swapaxes(array, 0, 1)
-        X = swap(X)
-        lens = np.full(X.shape[1], X.shape[0]) if sequence_lens is None else sequence_lens
-        direction = attributes.get("direction") or "forward"
-        functions = list(_functions(attributes, self.defaults * len(W), self.unclipped))
-        given = [swap(initial_h), swap(initial_c)][: self.states]
+        X = X.swapaxes(0, 1) if batch_first else X
+        given = [_swapped(state, batch_first) for state in (initial_h, initial_c)]
+        (T, N, _), (D, rows, H) = X.shape, R.shape
+        lens = np.full(N, T) if sequence_lens is None else sequence_lens
+        B = np.zeros((D, 2 * rows), X.dtype) if B is None else B
+        P = np.zeros((D, 3 * H), X.dtype) if P is None else P
+        start = [np.zeros((D, N, H), X.dtype) if state is None else state for state in given[: self.states]]
+        functions, count = list(_functions(attributes, self.defaults * D)), len(self.defaults)
         found = []
-        for d in range(len(W)):
-            of_d = [None if operand is None else operand[d] for operand in (W, R, B, P)]
-            cell = self._cell(*of_d, functions[d * len(self.defaults) :], attributes)  # type: ignore[arg-type]
-            start = [np.zeros((X.shape[1], R.shape[-1]), X.dtype) if s is None else s[d] for s in given]
-            found.append(_walk(cell, X, lens, tuple(start), reverse=direction == "reverse" or d == 1))
+        for d in range(D):
+            cell = self.cell(W[d], R[d], B[d], P[d], functions[d * count :], attributes)
+            reverse = d == 1 or attributes.get("direction") == "reverse"
+            found.append(_walk(cell, X, lens, tuple(state[d] for state in start), reverse=reverse))
         Y, *last = (np.stack(parts, axis) for parts, axis in zip(zip(*found, strict=True), (1, 0, 0), strict=False))
-        return (np.moveaxis(Y, 2, 0) if batch_first else Y, *map(swap, last))
+        if batch_first:
+            return (np.moveaxis(Y, 2, 0), *(state.swapaxes(0, 1) for state in last))
+        return (Y, *last)
 
-    def _cell(
-        self, W: Array, R: Array, B: Array | None, P: Array | None, functions: list[Function], attributes: Any
-    ) -> Step:
-        raise NotImplementedError
 
-    def _biases(self, R: Array, B: Array | None) -> tuple[Array, Array]:
-        """Wb and Rb, [gates hidden]."""
-        return tuple(np.split(np.zeros(2 * len(R), R.dtype) if B is None else B, 2))  # type: ignore[return-value]
+def _swapped(state: Array | None, batch_first: bool) -> Array | None:
+    return state if state is None or not batch_first else state.swapaxes(0, 1)
 
 
 def _walk(cell: Step, X: Array, lens: Array, start: tuple[Array, ...], *, reverse: bool) -> tuple[Array, ...]:
@@ -89,36 +94,45 @@ def _walk(cell: Step, X: Array, lens: Array, start: tuple[Array, ...], *, revers
     return (Y, *(np.where(lens[:, None] > 0, value, 0) for value in state))
 
 
-def _functions(attributes: dict[str, Any], defaults: Sequence[str], unclipped: int) -> Iterator[Function]:
-    """The activations in order, clipped before, save every `unclipped`th; each takes its numbers from what is left."""
+def _functions(attributes: Attributes, defaults: Sequence[str]) -> Iterator[Function]:
+    """The activations in order; each takes its numbers from what those before it left."""
     given = {key: list(attributes.get(f"activation_{key}") or ()) for key in ("alpha", "beta")}
-    bound = attributes.get("clip") or np.inf
 
     def take(key: str, default: float | None) -> float:
         return float(given[key].pop(0) if default is not None and given[key] else default or 0.0)
 
-    for at, name in enumerate(attributes.get("activations") or defaults):
+    for name in attributes.get("activations") or defaults:
         function, alpha, beta = _FUNCTIONS[name.lower()]
-        numbers = take("alpha", alpha), take("beta", beta)
-        clip = np.inf if unclipped and (at + 1) % unclipped == 0 else bound
-        yield lambda x, f=function, ab=numbers, c=clip: f(np.clip(x, -c, c), *ab)  # type: ignore[misc]
+        yield partial(_call, function, take("alpha", alpha), take("beta", beta))
+
+
+def _call(function: Callable[[Array, float, float], Array], alpha: float, beta: float, x: Array) -> Array:
+    return function(x, alpha, beta)
+
+
+def _clipped(function: Function, attributes: Attributes) -> Function:
+    """The function of an argument that is bounded first, where the node has a clip."""
+    bound = attributes.get("clip") or np.inf
+    return lambda x: function(np.clip(x, -bound, bound))
 
 
 class RNN(_Recurrent):
-    def _cell(self, W, R, B, P, functions, attributes):  # type: ignore[no-untyped-def]
-        b, (f, *_) = sum(self._biases(R, B)), functions
+    def cell(self, W: Array, R: Array, B: Array, P: Array, functions: list[Function], attributes: Attributes) -> Step:
+        Wb, Rb = np.split(B, 2)
+        f = _clipped(functions[0], attributes)
 
         def step(x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-            return (f(x @ W.T + state[0] @ R.T + b),)
+            return (f(x @ W.T + state[0] @ R.T + Wb + Rb),)
 
         return step
 
 
 class GRU(_Recurrent):
-    gates, defaults = 3, ("Sigmoid", "Tanh")
+    defaults = ("Sigmoid", "Tanh")
 
-    def _cell(self, W, R, B, P, functions, attributes):  # type: ignore[no-untyped-def]
-        (Wb, Rb), (f, g, *_) = self._biases(R, B), functions
+    def cell(self, W: Array, R: Array, B: Array, P: Array, functions: list[Function], attributes: Attributes) -> Step:
+        Wb, Rb = np.split(B, 2)
+        f, g = (_clipped(function, attributes) for function in functions[:2])
         (Rz, Rr, Rh), (bz, br, bh) = np.split(R, 3), np.split(Rb, 3)
         linear_before_reset = attributes.get("linear_before_reset")
 
@@ -132,16 +146,17 @@ class GRU(_Recurrent):
 
 
 class LSTM(_Recurrent):
-    gates, states, defaults, unclipped = 4, 2, ("Sigmoid", "Tanh", "Tanh"), 3
+    states, defaults = 2, ("Sigmoid", "Tanh", "Tanh")
 
-    def _cell(self, W, R, B, P, functions, attributes):  # type: ignore[no-untyped-def]
-        b, (f, g, h, *_) = sum(self._biases(R, B)), functions
-        Pi, Po, Pf = np.zeros((3, R.shape[-1]), R.dtype) if P is None else np.split(P, 3)
-        input_forget = attributes.get("input_forget")
+    def cell(self, W: Array, R: Array, B: Array, P: Array, functions: list[Function], attributes: Attributes) -> Step:
+        Wb, Rb = np.split(B, 2)
+        Pi, Po, Pf = np.split(P, 3)
+        f, g = (_clipped(function, attributes) for function in functions[:2])
+        h, input_forget = functions[2], attributes.get("input_forget")
 
         def step(x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
             H, C = state
-            ai, ao, af, ac = np.split(x @ W.T + H @ R.T + b, 4, axis=-1)
+            ai, ao, af, ac = np.split(x @ W.T + H @ R.T + Wb + Rb, 4, axis=-1)
             i = f(ai + Pi * C)
             forget = 1 - i if input_forget else f(af + Pf * C)
             new = forget * C + i * g(ac)
