@@ -265,6 +265,6 @@ def test_silero_trains(train: list[str] | None) -> None:
     session = gradcut.TrainingSession(art)
     feeds = {**silero_feeds(6), "labels": np.linspace(0.2, 0.8, 6, dtype=np.float32)}
     before, losses = session.parameters(), [session.step(feeds).loss for _ in range(8)]
-    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
     moved = {name for name, array in session.parameters().items() if not np.array_equal(array, before[name])}
     assert moved == set(art.trainable)
