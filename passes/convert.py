@@ -2,6 +2,7 @@
 
 - Hardmax before 13 saw a matrix; the mask of a Dropout before 10 was of its input's type;
   GroupNormalization before 21 had a scale for each group.
+- PRelu before 7 had a slope for each channel, which from there broadcasts like any other operand.
 - Upsample, and Resize before 11, read the places of `asymmetric`; nearest ones, the next place above where an axis
   shrinks and the one below where it grows, which today's Resize has one attribute for.
 """
@@ -23,7 +24,7 @@ from gradcut.errors import ImportModelError, UnsupportedModelError
 from gradcut.ops import Builder, Names
 from gradcut.rules import REGISTRY
 
-OLDEST, TARGET, NEWEST = 7, 21, 26
+OLDEST, TARGET, NEWEST = 6, 21, 26
 _ELSEWHERE = "gradcut.elsewhere"
 
 
@@ -91,6 +92,8 @@ def convert_to(model: ir.Model, target: int) -> None:
     if hidden:
         model.opset_imports.pop(_ELSEWHERE, None)
     model.functions.update({key: _convert_function(function, target) for key, function in functions.items()})
+    if opset < 7:
+        _align_slopes(model)
     if model.opset_imports[""] != target:
         raise ImportModelError(f"onnx's version converter left the model at opset {model.opset_imports['']}")
     for node in model.graph.all_nodes():
@@ -221,6 +224,18 @@ def _widen_group_norms(model: ir.Model) -> None:
         for index in (1, 2):
             each = b.Expand(b.Unsqueeze(node.inputs[index], b.ints([1])), wide)
             node.replace_input_with(index, b.Reshape(each, b.ints([-1])))
+        node.graph.insert_before(node, b.nodes)
+
+
+def _align_slopes(model: ir.Model) -> None:
+    """Before opset 7 PRelu's slope was of one number a channel [C], or of one for all; behind it the spatial axes."""
+    names = Names.of(model)
+    for node in [node for node in model.graph.all_nodes() if node.op_type == "PRelu" and node.domain == ""]:
+        b, X = Builder(names, prefix=f"{node.outputs[0].name}_"), node.inputs[0]
+        assert X is not None and isinstance(node.graph, ir.Graph)
+        spatial = b.Max(b.Sub(b.Shape(b.Shape(X)), b.ints([2])), b.ints([0]))
+        shape = b.op("Concat", b.ints([-1]), b.Expand(b.ints([1]), spatial), axis=0)
+        node.replace_input_with(1, b.Reshape(node.inputs[1], shape))
         node.graph.insert_before(node, b.nodes)
 
 

@@ -1,7 +1,7 @@
 """`import`: bring a model into the form that every later pass expects.
 
 1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
-2. Opsets 7 to 20 become 21; 21 to 26 stay; others are refused by number. Operators that ONNX defines by others, and
+2. Opsets 6 to 20 become 21; 21 to 26 stay; others are refused by number. Operators that ONNX defines by others, and
    that have no rule here, become those.
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
@@ -79,6 +79,7 @@ class Import(Pass):
         _open_dimensions(model)
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
+        declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
         _take_apart(model)
         time_first(model)
         _unshadow(model.graph)

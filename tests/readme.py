@@ -22,7 +22,7 @@ def operators() -> str:
     derived = names_of([rule for rule in rules if rule.vjp is not None])
     zero = names_of([rule for rule in rules if rule.zero])
     lines = [
-        f"A derivative, at opsets 21 to 26 and imported from 7 to 20 ({len(derived)}):",
+        f"A derivative, at opsets 21 to 26 and imported from 6 to 20 ({len(derived)}):",
         ", ".join(derived) + ".",
         "",
         f"Taken apart into these on import: {', '.join(sorted(BY_BODY))}.",
