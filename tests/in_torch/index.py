@@ -13,7 +13,7 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 def gather(a: Call, x: Tensor, indices: Tensor) -> Tensor:
     axis = a.get("axis", 0) % x.ndim
     flat = x.index_select(axis, (indices.long() % x.shape[axis]).flatten())
-    return flat.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return flat.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def gather_elements(a: Call, x: Tensor, indices: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def gather_nd(a: Call, x: Tensor, indices: Tensor) -> Tensor:
         return x[_places(x, indices)]
     rows, where = x.flatten(0, batch - 1), indices.flatten(0, batch - 1)
     found = torch.stack([row[_places(row, index)] for row, index in zip(rows, where, strict=True)])
-    return found.reshape(*x.shape[:batch], *found.shape[1:])
+    return found.reshape([*x.shape[:batch], *found.shape[1:]])
 
 
 def scatter_elements(a: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:

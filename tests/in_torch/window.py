@@ -48,7 +48,7 @@ def conv(a: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 def conv_transpose(a: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """The whole of what the windows reach, then `output_padding` zeros behind it, then the pads taken off."""
-    n, kernel = x.ndim - 2, list(w.shape[2:])
+    n = x.ndim - 2
     strides, dilations = list(a.get("strides", [1] * n)), list(a.get("dilations", [1] * n))
     behind = list(a.get("output_padding", [0] * n))
     whole = _TRANSPOSED[n](x, w, None, strides, groups=a.get("group", 1), dilation=dilations)

@@ -1,0 +1,1 @@
+"""Random graphs of many operators against torch; see ``python -m tests.compositions --help``."""

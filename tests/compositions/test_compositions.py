@@ -1,0 +1,110 @@
+"""Random graphs of many operators against torch: two hundred here, thousands by ``python -m tests.compositions``."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from gradcut.rules import REGISTRY, Adjoint, Cotangents
+from tests.compositions.compare import verdict
+from tests.compositions.generate import generate, operators
+from tests.compositions.makers import MAKERS
+from tests.compositions.shrink import smallest
+from tests.rules.test_planted import planted
+
+BLOCKS, BLOCK = 10, 20
+#: Operators with a derivative that no maker writes, and why.
+ELSEWHERE = {
+    "AffineGrid": "tests/rules: what torch has is of one rank at a time",
+    "DFT": "tests/rules",
+    "DeformConv": "not in torch itself",
+    "GridSample": "tests/rules",
+    "GRU": "tests/rules: against torch.nn",
+    "If": "tests/test_vjp_random.py",
+    "LSTM": "tests/rules: against torch.nn",
+    "Loop": "tests/rules",
+    "MaxRoiPool": "not in torch itself",
+    "RNN": "tests/rules: against torch.nn",
+    "Range": "tests/rules",
+    "RoiAlign": "not in torch itself",
+    "RotaryEmbedding": "not in torch",
+    "STFT": "tests/rules",
+    "Scan": "tests/rules",
+    "SwiGLU": "not in torch",
+    "TensorScatter": "not in torch",
+    "Unique": "its shape depends on the data",
+}
+_KNOWN_LIMITS = ("the rank of ",)
+
+
+def explained(seed: int) -> str:
+    small = smallest(generate(seed))
+    return f"seed {seed}; the smallest graph that still fails:\n{small}\n{verdict(small).text}"
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_gradients_of_random_graphs_equal_torchs(block: int) -> None:
+    """Refused is only what has no rank; kinks, and what ONNX Runtime cannot run, are few."""
+    kinds = Counter[str]()
+    for seed in range(BLOCK * block, BLOCK * (block + 1)):
+        found = verdict(generate(seed))
+        kinds[found.kind] += 1
+        assert not found.failed, explained(seed)
+        assert found.kind != "refused" or any(limit in found.text for limit in _KNOWN_LIMITS), found.text
+    assert kinds["right"] >= 0.85 * BLOCK, kinds
+
+
+def test_every_operator_is_in_the_first_two_hundred_graphs() -> None:
+    """So the makers make something, and no operator with a derivative is forgotten."""
+    seen = {op for seed in range(BLOCKS * BLOCK) for op in generate(seed).operators}
+    assert set(operators()) <= seen
+    derived = {rule.op_type for rule in REGISTRY if rule.vjp is not None and rule.domain == ""}
+    assert derived - set(MAKERS) - set(ELSEWHERE) == set()
+
+
+def test_the_same_seed_gives_the_same_case() -> None:
+    assert str(generate(7)) == str(generate(7))
+    assert str(generate(7)) != str(generate(8))
+
+
+# --- the shrinker --------------------------------------------------------------------------------------------
+
+
+def twice_too_much(op: Adjoint) -> Cotangents:
+    yield "input", op.dY * op.out() * 2.0
+
+
+def without_mask(op: Adjoint) -> Cotangents:
+    yield "X", op.dY
+
+
+@pytest.mark.parametrize(("op", "wrong"), [("Exp", twice_too_much), ("Relu", without_mask)])
+def test_a_planted_wrong_rule_is_found_and_left_alone(op: str, wrong: object) -> None:
+    """Of thirty nodes the wrong one is left, over as few numbers as show it."""
+    with planted(op, vjp=wrong):
+        failing = (s for s in range(2000) if op in generate(s).operators and verdict(generate(s)).kind == "gradient")
+        case = generate(next(failing))
+        small = smallest(case)
+        assert verdict(small).kind == "gradient"
+    assert small.operators == [op] and len(case.operators) > 1
+    assert len(small.of) == len(small.wrt) == 1 and not small.stop_at
+    (leaf,) = [*small.feeds.values(), *map(onnx.numpy_helper.to_array, small.model.graph.initializer)]
+    assert leaf.size == 1
+    assert not verdict(small).failed, "by the right rule nothing is wrong with it"
+    assert f"seed {case.seed}" in str(small) and ir.from_onnx_text(text_of(str(small))).graph.name == "composition"
+
+
+def text_of(printed: str) -> str:
+    """The graph in what a case prints, as ONNX text."""
+    return printed.partition("\n")[2].rpartition("\nfed:")[0]
+
+
+def test_of_two_operands_the_wrong_one_is_left() -> None:
+
+    with planted("Sub", vjp=lambda op: ((name, op.dY) for name in ("A", "B") if op.wants(name))):
+        failing = (s for s in range(2000) if "Sub" in generate(s).operators and verdict(generate(s)).failed)
+        small = smallest(generate(next(failing)))
+    assert small.operators == ["Sub"]
