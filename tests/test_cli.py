@@ -465,6 +465,9 @@ def test_check_compares_with_finite_differences(small: Path, tmp_path: Path) -> 
     )
     assert "--rows" in refused("check", small, "--data", tmp_path / "f.npz", "--rows", "0")
     assert "--seed" in refused("check", small, "--seed", "-1")
+    assert good("check", small, "--seconds", "0").out.splitlines()[-1] == (
+        "1 gradients agree with finite differences; 4 were not looked at in 0 s (--seconds, --wrt)"
+    )
 
 
 def test_check_ends_with_one_where_a_gradient_is_wrong(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

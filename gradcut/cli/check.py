@@ -23,6 +23,9 @@ def command(
     data: Annotated[Path | None, typer.Option(metavar="F", help="An .npz of inputs; made up by default.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows of --data are fed.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of made-up inputs and of the directions.")] = 0,
+    seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="No further gradient is looked at after this long.")
+    ] = 60.0,
 ) -> None:
     """Compare the gradients of MODEL with finite differences."""
     from gradcut.errors import GradientCheckError
@@ -32,11 +35,12 @@ def command(
     work = imported(model)
     feeds = None if data is None else _rows(data, rows, work)
     wanted = None if wrt is None else _matched(wrt, [*main_values(work.graph)])
-    report = check_gradients(model, feeds, wanted, seed=seed)
+    report = check_gradients(model, feeds, wanted, seed=seed, seconds=seconds)
     typer.echo(str(report))
     if not report.ok:
         raise GradientCheckError(report.summary)
-    typer.echo(f"{len(report.values)} gradients agree with finite differences")
+    late = f"; {len(report.unseen)} were not looked at in {seconds:g} s (--seconds, --wrt)" if report.unseen else ""
+    typer.echo(f"{len(report.values)} gradients agree with finite differences{late}")
 
 
 def _rows(path: Path, count: int, model: ir.Model) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from gradcut.passes import Import, StopGradient
 from gradcut.passes.propagate import main_values
 from gradcut.rules import REGISTRY
 from gradcut.runtime.backward import Backward, line
+from gradcut.runtime.budget import Budget, spread
 from gradcut.runtime.differences import Differences
 from gradcut.runtime.point import Point, rough_note
 from gradcut.runtime.random_feeds import random_feeds
@@ -48,6 +49,7 @@ def check_gradients(
     sizes: Mapping[str, int] | None = None,
     backward: str = "runtime",
     differences: Differences | None = None,
+    seconds: float | None = None,
 ) -> CheckReport:
     """Compare the gradients of a model with finite differences.
 
@@ -60,6 +62,8 @@ def check_gradients(
         backward: ``runtime`` runs the emitted graph in ONNX Runtime as users do (and in the reference evaluator where
             there is no kernel), ``reference`` in float64 in onnx's reference evaluator.
         differences: of an earlier check of this model, feeds and seed, whose evaluations are used again.
+        seconds: no further value is looked at after this long; those looked at are spread over the model, the others
+            are the report's `unseen`. None: all of them.
 
     Raises:
         SpecError, NoGradientError: as `gradcut.vjp`, and a seed below 0; FeedError: inputs that cannot be made up, or
@@ -67,6 +71,7 @@ def check_gradients(
     """
     if seed < 0:
         raise SpecError(f"seed is {seed}; it is at least 0")
+    budget = Budget(seconds)
     work = imported(model, stop_at)
     given = random_feeds(work, seed, sizes) if feeds is None else feeds
     arrays = {name: array if isinstance(array, list) else np.asarray(array) for name, array in given.items()}
@@ -76,7 +81,7 @@ def check_gradients(
     base = differences.base if differences is not None else _forward(work, arrays, asked, made_up=feeds is None)
     check = _Check(work, asked, seed, directions, backward)
     point = check.point(emitted, arrays, wanted, base, differences)
-    return check.report(point, wanted)
+    return check.report(point, wanted, budget)
 
 
 def imported(model: Source, stop_at: str | Sequence[str] = ()) -> ir.Model:
@@ -93,14 +98,22 @@ class _Check:
     def __init__(self, work: ir.Model, of: list[str], seed: int, directions: int, how: str) -> None:
         self.work, self.of, self.seed, self.directions, self.how = work, of, seed, directions, how
 
-    def report(self, point: Point, wanted: Sequence[str]) -> CheckReport:
-        found = {name: point.verdict(name) for name in wanted}
+    def report(self, point: Point, wanted: Sequence[str], budget: Budget) -> CheckReport:
+        found = dict[str, ValueCheck | Direction]()
+        for name in spread(wanted):
+            if found and budget.spent:
+                break
+            found[name] = point.verdict(name)
         rough = {name: value for name, value in found.items() if isinstance(value, Direction)}
-        found.update(self._elsewhere(point, rough) if rough else {})
-        values = tuple(value for value in found.values() if isinstance(value, ValueCheck))
+        found.update(self._elsewhere(point, rough, budget) if rough else {})
+        judged = {name: value for name in wanted if isinstance(value := found.get(name), ValueCheck)}
+        unseen = tuple(name for name in wanted if name not in judged)
         notes = (*(point.differences.notes if point.differences else ()), *point.emitted.notes)
         place = point.differences.place if point.differences else ""
-        return CheckReport(values, tuple(self.of), self.seed, self.directions, place, point.emitted.place, notes)
+        values = tuple(judged.values())
+        return CheckReport(
+            values, tuple(self.of), self.seed, self.directions, place, point.emitted.place, notes, unseen
+        )
 
     def point(
         self,
@@ -125,11 +138,13 @@ class _Check:
 
     # --- at a distance from kinks ------------------------------------------------------------------------------
 
-    def _elsewhere(self, point: Point, rough: dict[str, Direction]) -> dict[str, ValueCheck]:
-        """Verdicts on the values that have no slope at the point."""
+    def _elsewhere(self, point: Point, rough: dict[str, Direction], budget: Budget) -> dict[str, ValueCheck]:
+        """Verdicts on the values that have no slope at the point; none on those left when the budget is spent."""
         assert point.differences is not None
         found, left = dict[str, ValueCheck](), dict(rough)
         for shift in shifts(fine=point.differences.fine, kinds=[d.rough for d in rough.values()]):
+            if budget.spent:
+                return found
             moved = self._moved(point, shift, list(left)) if left else None
             if moved is None:
                 continue

@@ -64,10 +64,11 @@ class CheckReport:
     forward: str
     backward: str
     notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every gradient was compared, and agrees."""
+        """Whether every gradient that there was time for was compared, and agrees."""
         return all(value.ok for value in self.values)
 
     @property
@@ -89,7 +90,8 @@ class CheckReport:
     def __str__(self) -> str:
         head = f"gradients of {', '.join(self.of)}; seed {self.seed}, {self.directions} directions"
         places = f"differences: {self.forward or 'nowhere'}; backward: {self.backward}"
-        return "\n".join([head, places, *(f"note: {note}" for note in self.notes), *map(str, self.values)])
+        notes = [*self.notes, f"no time was left for {', '.join(self.unseen)}"] if self.unseen else self.notes
+        return "\n".join([head, places, *(f"note: {note}" for note in notes), *map(str, self.values)])
 
 
 def require(report: CheckReport) -> CheckReport:

@@ -11,6 +11,7 @@ from onnx import parser
 import gradcut
 from gradcut.errors import FeedError, GradientCheckError, NoGradientError
 from gradcut.runtime import differences
+from gradcut.runtime.budget import spread
 from gradcut.runtime.check import CheckReport, ValueCheck, check_gradients, require
 from gradcut.runtime.random_feeds import random_feeds
 from gradcut.runtime.widen import Run, reference
@@ -178,3 +179,22 @@ def test_the_largest_of_a_sequence_in_float64() -> None:
     proto = model("y = GlobalMaxPool(x)", "float[2,3,7] x", "float[2,3,1] y")
     report = require(check_gradients(proto))
     assert report.forward.startswith("float64 in onnx's reference evaluator")
+
+
+def test_a_budget_that_is_spent_leaves_values_unseen() -> None:
+    """One is looked at in any case; what is left is named, and is neither right nor wrong."""
+    proto = model("y = Tanh(x)", "float[2,3] x, float[2,3] w, float[2,3] v", "float[2,3] y")
+    report = require(check_gradients(proto, seconds=0.0))
+    assert [value.name for value in report.values] == ["x"] and report.unseen == ("w", "v")
+    assert "note: no time was left for w, v" in str(report).splitlines()
+    assert check_gradients(proto, seconds=600.0).unseen == check_gradients(proto).unseen == ()
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+def test_every_beginning_of_the_order_is_spread_over_the_values(count: int) -> None:
+    order = spread([str(i) for i in range(count)])
+    assert sorted(order, key=int) == [str(i) for i in range(count)]
+    for taken in range(1, count + 1):
+        places = sorted(map(int, order[:taken]))
+        gaps = [b - a for a, b in zip([*places], [*places[1:], count], strict=True)]
+        assert max(gaps) <= 2 ** (count - 1).bit_length() / 2 ** (taken.bit_length() - 1)
