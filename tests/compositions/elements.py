@@ -14,7 +14,6 @@ ATTRIBUTES = {
     "Celu": ("alpha",),
     "LeakyRelu": ("alpha",),
     "ThresholdedRelu": ("alpha",),
-    "Swish": ("alpha",),
     "HardSigmoid": ("alpha", "beta"),
     "Selu": ("alpha", "gamma"),
     "Shrink": ("lambd", "bias"),
@@ -23,7 +22,7 @@ ATTRIBUTES = {
 
 @makes(
     "Abs Asinh Atan Ceil Celu Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu Round "
-    "Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign StopGradient Swish Tanh ThresholdedRelu"
+    "Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign StopGradient Tanh ThresholdedRelu"
 )
 def of_any(w: Writer, op: str) -> None:
     names = [name for name in ATTRIBUTES.get(op, ()) if w.rng.random() < 0.6]

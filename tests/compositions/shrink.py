@@ -50,7 +50,8 @@ def _candidates(case: Case) -> Iterator[Case | None]:
     yield from _questions(case)
     nodes = list(case.model.graph.node)
     for index in range(len(nodes) - 1, -1, -1):
-        yield _attempt(lambda at=index: _cut(case, at))  # type: ignore[misc]
+        yield _attempt(lambda at=index: _cut(case, at, ask=False))  # type: ignore[misc]
+        yield _attempt(lambda at=index: _cut(case, at, ask=True))  # type: ignore[misc]
     for index in range(len(nodes) - 1, -1, -1):
         for operand in dict.fromkeys(nodes[index].input):
             yield _attempt(lambda at=index, name=operand: _bypassed(case, at, name))  # type: ignore[misc]
@@ -84,8 +85,12 @@ def _questions(case: Case) -> Iterator[Case | None]:
 # --- nodes ---------------------------------------------------------------------------------------------------
 
 
-def _cut(case: Case, index: int) -> Case | None:
-    """Without a node: its outputs are inputs, or constants where they are no floats."""
+def _cut(case: Case, index: int, ask: bool) -> Case | None:
+    """Without a node: its outputs are inputs, or constants where they are no floats.
+
+    Args:
+        ask: the gradient is asked for by the new inputs, and by no other value.
+    """
     node = case.model.graph.node[index]
     plain = in_torch.values(case.model, case.feeds, in_torch.weights(case.model))
     nodes = [other for other in case.model.graph.node if other is not node]
@@ -95,7 +100,10 @@ def _cut(case: Case, index: int) -> Case | None:
         return None
     floats = {name: array.astype(np.float32) for name, array in made.items() if array.dtype.kind == "f"}
     others = {name: array for name, array in made.items() if array.dtype.kind != "f"}
-    return rebuilt(case, nodes, {**case.feeds, **floats}, others)
+    if ask and (case.again or not floats):
+        return None
+    asked = replace(case, wrt=tuple(floats)) if ask else case
+    return rebuilt(asked, nodes, {**case.feeds, **floats}, others)
 
 
 def _bypassed(case: Case, index: int, operand: str) -> Case | None:
