@@ -139,7 +139,7 @@ def pad(w: Writer, op: str) -> None:
     low = -1 if mode == "constant" and min(w.shape(x)) > 2 else 0
     pads = w.ints([w.rng.randint(min(low, r), r) if r > 0 else 0 for r in reach])
     value = w.like(()) if mode == "constant" and w.rng.random() < 0.5 else ""
-    w.op(op, x, pads, value, *([w.ints(axes)] if len(axes) < w.rank(x) else []), mode=mode)
+    w.op(op, x, pads, value, *([w.ints(axes)] if axes != list(range(w.rank(x))) else []), mode=mode)
 
 
 @makes("CenterCropPad")

@@ -1,1 +1,1 @@
-"""The .onnx files that the onnx package ships, differentiated; ``python -m tests.onnx_files`` takes all the large ones."""
+"""The .onnx files that the onnx package ships; ``python -m tests.onnx_files`` takes all the large ones."""
