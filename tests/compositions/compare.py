@@ -166,7 +166,7 @@ def by_gradcut(case: Case, cotangents: Mapping[str, np.ndarray], like: Arrays) -
             return [np.zeros_like(array) for array in first.values()], [0 * g for g in like]
         derived = gradcut.vjp(derived, wrt=wrt, of=list(first))
         feeds |= _seeds(derived, first)
-    if all(v.type.tensor_type.HasField("shape") for v in (*case.model.graph.input, *case.model.graph.output)):
+    if all(v.type.tensor_type.HasField("shape") for v in (*derived.graph.input, *derived.graph.output)):
         onnx.checker.check_model(derived, full_check=True)
     results = session(derived).run(None, feeds)
     by_name = dict(zip(wrt, results[count:], strict=True))
