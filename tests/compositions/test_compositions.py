@@ -13,6 +13,7 @@ from tests.compositions.compare import verdict
 from tests.compositions.generate import generate, operators
 from tests.compositions.makers import MAKERS
 from tests.compositions.shrink import smallest
+from tests.compositions.training import disagreement, training
 from tests.rules.test_planted import planted
 
 BLOCKS, BLOCK = 10, 20
@@ -69,6 +70,17 @@ def test_every_operator_is_in_the_first_two_hundred_graphs() -> None:
 def test_the_same_seed_gives_the_same_case() -> None:
     assert str(generate(7)) == str(generate(7))
     assert str(generate(7)) != str(generate(8))
+
+
+@pytest.mark.filterwarnings("ignore::gradcut.errors.GradcutWarning")
+@pytest.mark.parametrize("block", range(4))
+def test_a_step_of_sgd_on_a_random_graph_is_torchs(block: int) -> None:
+    """Of random parameters, some of them frozen, through the marks that the graph has."""
+    cases = [training(seed) for seed in range(12 * block, 12 * (block + 1))]
+    told = [one for one in cases if one is not None]
+    assert len(told) > 6
+    for one in told:
+        assert disagreement(one) is None, f"{one.train} {one.freeze} {one.output}\n{one.case}"
 
 
 # --- the shrinker --------------------------------------------------------------------------------------------

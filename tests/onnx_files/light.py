@@ -53,8 +53,8 @@ def _roles(model: ModelProto) -> dict[str, str]:
 
 
 def _drawn(rng: np.random.Generator, shape: tuple[int, ...], role: str) -> np.ndarray:
-    if role == "positive":
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if role == "positive":  # large, so that sums of many branches do not grow until the softmax is all or nothing
+        return rng.uniform(3.0, 6.0, shape).astype(np.float32)
     if role == "shift":
         return (0.1 * rng.standard_normal(shape)).astype(np.float32)
     if len(shape) == 1:
