@@ -34,7 +34,10 @@ def main() -> int:
         proven.update(set(case.operators) if found.kind == "right" else ())
         if found.failed:
             small = smallest(case)
-            print(f"seed {seed}, {found.kind}; the smallest graph that still fails:\n{small}\n{verdict(small).text}\n", flush=True)
+            print(
+                f"seed {seed}, {found.kind}; the smallest graph that still fails:\n{small}\n{verdict(small).text}\n",
+                flush=True,
+            )
         elif found.kind == "refused":
             print(f"seed {seed}, refused: {found.text}", flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
