@@ -48,6 +48,7 @@ from gradcut.passes.kinds import check_kind
 from gradcut.passes.known_sequences import construct_sequences
 from gradcut.passes.layouts import time_first
 from gradcut.passes.loop_sequences import stack_sequences
+from gradcut.passes.mean_variance import write_out_mean_variance
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.shapes import infer_bodies
 from gradcut.passes.straight_through import pass_straight_through
@@ -158,6 +159,7 @@ def inline(model: ir.Model) -> None:
 
 def _take_apart(model: ir.Model) -> None:
     """Operators without a rule that ONNX itself defines by others become those."""
+    write_out_mean_variance(model)
     mine = [op_type for op_type in BY_BODY if not REGISTRY.knows("", op_type)]
     calls = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type in mine]
     for node in calls:

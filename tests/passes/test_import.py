@@ -265,3 +265,16 @@ def test_what_onnx_writes_as_others_is_taken_apart_beside_a_mark(opset: int) -> 
     model = parse(text, opset=opset)
     assert "MeanVarianceNormalization" not in {node.op_type for node in imported(text, opset=opset).graph}
     require(check_gradients(model, wrt=["x"], of=["y"]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "double"])
+@pytest.mark.parametrize("axes", ["", "<axes = [1]>", "<axes = [0, -1]>"])
+def test_a_mean_variance_normalization_of_any_width(dtype: str, axes: str) -> None:
+    text = f"g ({dtype}[2,3,4,2] x) => ({dtype}[2,3,4,2] y) {{ y = MeanVarianceNormalization {axes} (x) }}"
+    x = SEEDED.normal(size=(2, 3, 4, 2)).astype(np.float64 if dtype == "double" else np.float16)
+    over = {"": (0, 2, 3), "<axes = [1]>": (1,)}.get(axes, (0, 3))
+    (y,) = run(imported(text), {"x": x})
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(over, keepdims=True)) / wide.std(over, keepdims=True)
+    np.testing.assert_allclose(y, expected, atol=1e-7 if dtype == "double" else 1e-2)
+    require(check_gradients(parse(text), {"x": x}))
