@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import torch
+from onnx import helper
 from torch import Tensor
 
 import gradcut
@@ -17,9 +18,9 @@ from tests.compositions.generate import Case
 from tests.written import session
 
 Arrays = list[np.ndarray]
-#: Relative to the largest element of a gradient, and to the largest of all of them.
-_RELATIVE, _OF_ALL = 5e-4, 5e-6
-_MOVE = 3e-7
+#: By the model's floats: relative to the largest element of a gradient, and to the largest of all; and how far numbers
+#: are moved to find a kink.
+_TOLERANCES = {"float64": (1e-8, 1e-10, 1e-13), "float32": (5e-4, 5e-6, 3e-7), "float16": (5e-2, 5e-3, 1e-3)}
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ def verdict(case: Case) -> Verdict:
     names = [*(f"output {name}" for name in case.again or case.of), *(f"gradient by {name}" for name in case.wrt)]
     found, expected = [*outputs, *gradients], [*reference.outputs, *reference.gradients]
     count = len(outputs)
-    limits = [_limits(expected[:count]), _limits(expected[count:])]
+    limits = [_limits(case, expected[:count]), _limits(case, expected[count:])]
     for name, mine, theirs, limit in zip(names, found, expected, [*limits[0], *limits[1]], strict=True):
+        if mine.dtype != width(case):
+            return Verdict("type", f"{name}: {mine.dtype} and not {width(case)}")
         if mine.shape != theirs.shape:
             return Verdict("shape", f"{name}: {mine.shape} and not {theirs.shape}")
         if not _close(mine, theirs, limit):
@@ -61,9 +64,15 @@ def verdict(case: Case) -> Verdict:
     return Verdict("right")
 
 
-def _limits(expected: Arrays) -> list[float]:
+def width(case: Case) -> np.dtype[np.generic]:
+    """The floats of the model."""
+    return helper.tensor_dtype_to_np_dtype(case.model.graph.output[0].type.tensor_type.elem_type)
+
+
+def _limits(case: Case, expected: Arrays) -> list[float]:
+    relative, of_all, _ = _TOLERANCES[width(case).name]
     sizes = [float(np.abs(array).max(initial=0.0)) for array in expected]
-    return [_RELATIVE * size + _OF_ALL * max([1.0, *sizes]) for size in sizes]
+    return [relative * size + of_all * max([1.0, *sizes]) for size in sizes]
 
 
 def _close(mine: np.ndarray, theirs: np.ndarray, limit: float) -> bool:
@@ -83,28 +92,33 @@ class Reference:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.cotangents: dict[str, np.ndarray] = {}
-        self.outputs, self.gradients = self._run({})
+        self.outputs, self.gradients = self._run()
 
     def moves(self, limits: Sequence[Sequence[float]]) -> bool:
-        """Whether numbers moved by what float32 rounds move a result by more than its limit."""
+        """Whether numbers moved by what their width rounds move a result by a share of its limit, or torch's own
+        rounding does."""
+        if width(self.case) == np.float32 and self._apart(self._run(dtype=torch.float32), limits):
+            return True
         for seed in range(6):
             rng = np.random.default_rng([self.case.seed, seed])
-            outputs, gradients = self._run(dict.fromkeys(("all",), rng))
-            for old, new, limit in ((self.outputs, outputs, limits[0]), (self.gradients, gradients, limits[1])):
-                if not all(_close(a, b, 0.3 * most) for a, b, most in zip(new, old, limit, strict=True)):
-                    return True
+            if self._apart(self._run(rng), limits):
+                return True
         return False
 
-    def _run(self, moved: Mapping[str, np.random.Generator]) -> tuple[Arrays, Arrays]:
-        case, rng = self.case, moved.get("all")
-        weights = in_torch.weights(case.model)
-        feeds = {name: in_torch.tensor(array) for name, array in case.feeds.items()}
+    def _apart(self, other: tuple[Arrays, Arrays], limits: Sequence[Sequence[float]]) -> bool:
+        pairs = zip((*other[0], *other[1]), (*self.outputs, *self.gradients), (*limits[0], *limits[1]), strict=True)
+        return not all(_close(mine, theirs, 0.3 * limit) for mine, theirs, limit in pairs)
+
+    def _run(self, rng: np.random.Generator | None = None, dtype: torch.dtype = torch.float64) -> tuple[Arrays, Arrays]:
+        case, weights = self.case, in_torch.weights(self.case.model, dtype)
+        feeds = {name: in_torch.tensor(array, dtype) for name, array in case.feeds.items()}
         leaves = {name: t.detach() for name, t in {**weights, **feeds}.items()}
         if rng is not None:
-            leaves = {name: _nudged(t, rng) for name, t in leaves.items()}
-        plain = in_torch.values(case.model, {}, leaves, stop_at=case.stop_at)
+            by = _TOLERANCES[width(case).name][2]
+            leaves = {name: _nudged(t, rng, by) for name, t in leaves.items()}
+        plain = in_torch.values(case.model, {}, leaves, dtype=dtype, stop_at=case.stop_at)
         wanted = {name: torch.zeros_like(plain[name], requires_grad=True) for name in case.wrt}
-        found = in_torch.values(case.model, {}, leaves, wanted=wanted, stop_at=case.stop_at)
+        found = in_torch.values(case.model, {}, leaves, dtype=dtype, wanted=wanted, stop_at=case.stop_at)
         outputs = [found[name] for name in case.of]
         gradients = _gradients(outputs, [self._cotangent(n, found[n]) for n in case.of], wanted, bool(case.again))
         if case.again:
@@ -117,15 +131,15 @@ class Reference:
     def _cotangent(self, name: str, like: Tensor) -> Tensor:
         if name not in self.cotangents:
             rng = np.random.default_rng([self.case.seed, zlib.crc32(name.encode())])
-            self.cotangents[name] = np.asarray(rng.normal(size=like.shape), np.float32)
-        return in_torch.tensor(self.cotangents[name])
+            self.cotangents[name] = np.asarray(rng.normal(size=like.shape), np.float32).astype(width(self.case))
+        return in_torch.tensor(self.cotangents[name]).to(like.dtype)
 
 
-def _nudged(t: Tensor, rng: np.random.Generator) -> Tensor:
+def _nudged(t: Tensor, rng: np.random.Generator, by: float) -> Tensor:
     if not t.is_floating_point():
         return t
     noise = torch.from_numpy(np.asarray(rng.normal(size=t.shape)))
-    return t + _MOVE * noise * t.abs().clamp(min=0.1)
+    return t + by * noise * t.abs().clamp(min=0.1)
 
 
 def _gradients(outputs: list[Tensor], seeds: list[Tensor], wanted: Mapping[str, Tensor], again: bool) -> list[Tensor]:
@@ -163,14 +177,16 @@ def by_gradcut(case: Case, cotangents: Mapping[str, np.ndarray], like: Arrays) -
         first = {gradients[case.wrt.index(name)]: cotangents[f"{name} again"] for name in case.again}
         wrt, count = [name for name in case.wrt if name in _values(derived)], len(first)
         if not wrt:  # nothing that is wanted reaches an output, so none is in the first result
-            return [np.zeros_like(array) for array in first.values()], [0 * g for g in like]
+            return [np.zeros_like(array) for array in first.values()], [np.zeros(g.shape, width(case)) for g in like]
         derived = gradcut.vjp(derived, wrt=wrt, of=list(first))
         feeds |= _seeds(derived, first)
     if all(v.type.tensor_type.HasField("shape") for v in (*derived.graph.input, *derived.graph.output)):
         onnx.checker.check_model(derived, full_check=True)
     results = session(derived).run(None, feeds)
     by_name = dict(zip(wrt, results[count:], strict=True))
-    return results[:count], [by_name.get(name, 0 * g) for name, g in zip(case.wrt, like, strict=True)]
+    return results[:count], [
+        by_name.get(name, np.zeros(g.shape, width(case))) for name, g in zip(case.wrt, like, strict=True)
+    ]
 
 
 def _seeds(derived: onnx.ModelProto, cotangents: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from tests.compositions.generate import generate, operators
 from tests.compositions.makers import MAKERS
 from tests.compositions.shrink import smallest
 from tests.compositions.training import disagreement, training
+from tests.compositions.widths import retyped
 from tests.rules.test_planted import planted
 
 BLOCKS, BLOCK = 10, 20
@@ -81,6 +82,17 @@ def test_a_step_of_sgd_on_a_random_graph_is_torchs(block: int) -> None:
     assert len(told) > 6
     for one in told:
         assert disagreement(one) is None, f"{one.train} {one.freeze} {one.output}\n{one.case}"
+
+
+@pytest.mark.parametrize("width", ["float16", "float64"])
+def test_gradients_in_the_model_s_own_width(width: str) -> None:
+    """Of small graphs, as far as ONNX Runtime has kernels: it lacks half of float64's."""
+    kinds = Counter[str]()
+    for seed in range(40):
+        found = verdict(retyped(generate(seed, 3, 8), width))
+        kinds[found.kind] += 1
+        assert not found.failed, f"seed {seed}: {found.text}"
+    assert kinds["right"] >= 20, kinds
 
 
 # --- the shrinker --------------------------------------------------------------------------------------------
