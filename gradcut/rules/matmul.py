@@ -102,3 +102,24 @@ def _drop(op: Adjoint, x: ir.Value, axis: int, present: bool) -> ir.Value:
         del dims[axis]
         shape = ir.Shape(dims)
     return op.b.op("Squeeze", x, op.b.ints([axis]), shape=shape)
+
+
+@rule("Det", "X")
+def det(op: Adjoint) -> Cotangents:
+    """dX = dY times the cofactors, each a determinant itself: X with one row replaced by a unit vector.
+
+    No division, so singular matrices are right, at every order; n^2 determinants, which need n^4 numbers at once.
+    """
+    b, X, dY = op.b, op.wide(op["X"]), op.wide(op.dY)
+    n, kind, rank = b.dim(X, -1), X.dtype or ir.DataType.FLOAT, op.rank("X")
+    square = b.Concat(n, n, axis=0)
+    identity = b.op("EyeLike", b.zeros(square, kind))
+    batch = b.ints([*range(rank - 2)])
+    row = b.Unsqueeze(b.op("EyeLike", b.zeros(square, ir.DataType.FLOAT)), b.ints([1, 3]))  # [i, 1, row, 1]
+    units = b.Unsqueeze(identity, b.ints([0, 2]))  # [1, j, 1, column]
+    matrices = b.Unsqueeze(X, b.ints([rank - 2, rank - 1]))
+    if rank > 2:
+        row, units = b.Unsqueeze(row, batch), b.Unsqueeze(units, batch)
+    replaced = b.Where(b.Cast(row, to=ir.DataType.BOOL), units, matrices)
+    cofactors = b.op("Det", replaced, dtype=kind)
+    yield "X", b.Cast(b.Mul(cofactors, b.Unsqueeze(dY, b.ints([rank - 2, rank - 1]))), to=op["X"].dtype)

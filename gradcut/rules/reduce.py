@@ -76,12 +76,11 @@ def reduce_prod(op: Adjoint) -> Cotangents:
     """dX = dY times the product of the other elements, taken as such, so that zeros are right at every order.
 
     The reduced axes are moved to the end and made one of n elements; the products of n - 1 cost n^2.
-
-    Not covered: axes that are computed at run time.
     """
     rank, axes = op.rank("data"), _axes(op)
     if axes is None:
-        op.refuse("its axes are known only at run time")
+        yield "data", _shaped(op, _other_products_of_computed(op, rank) * _keep_computed(op, rank))
+        return
     yield "data", _shaped(op, _other_products(op, axes, rank) * _keep(op, op.dY)) if axes else op.dY
 
 
@@ -98,11 +97,126 @@ def _other_products(op: Adjoint, axes: list[int], rank: int) -> ir.Value:
     return b.op("Transpose", slope, perm=[last.index(axis) for axis in range(rank)], shape=data.shape)
 
 
+def _is_reduced(op: Adjoint, rank: int) -> ir.Value:
+    """BOOL [rank]: which axes the computed ones are; without any, all, or by `noop_with_empty_axes` none."""
+    b, axes, kind = op.b, op["axes"], ir.DataType.INT64
+    places = b.Where(b.Less(axes, b.constant(0, kind)), axes + rank, axes)
+    hit = b.Equal(b.Unsqueeze(places, b.ints([1])), b.ints(range(rank)))
+    count = b.ReduceSum(b.Cast(hit, to=kind), b.ints([0]), keepdims=0)
+    some = b.Greater(count, b.constant(0, kind))
+    if op.attr("noop_with_empty_axes", 0):
+        return some
+    return b.Or(some, b.Equal(b.Size(axes), b.constant(0, kind)))
+
+
+def _keep_computed(op: Adjoint, rank: int) -> ir.Value:
+    """dY in the shape of data with the reduced axes of length 1."""
+    b = op.b
+    ones = b.ints([1] * rank)
+    return b.Reshape(op.dY, b.Where(_is_reduced(op, rank), ones, b.Shape(op["data"])), allowzero=1)
+
+
+def _other_products_of_computed(op: Adjoint, rank: int) -> ir.Value:
+    """As `_other_products`: where each element would stand with the reduced axes at the end is counted, as no
+    Transpose takes an order that is computed."""
+    b, data, kind = op.b, op["data"], ir.DataType.INT64
+    reduced, shape, one = _is_reduced(op, rank), b.Shape(data), b.constant(1, kind)
+    n = b.ReduceProd(b.Where(reduced, shape, one), keepdims=1)
+    place: ir.Value = b.constant(0, kind)
+    inner, outer = one, n
+    for axis in reversed(range(rank)):
+        size, mine = (b.Gather(value, b.constant(axis)) for value in (shape, reduced))
+        steps = b.Range(b.constant(0, kind), size, one, dtype=kind) * b.Where(mine, inner, outer)
+        place = place + b.Reshape(steps, b.ints([-1 if a == axis else 1 for a in range(rank)]))
+        inner, outer = b.Where(mine, inner * size, inner), b.Where(mine, outer, outer * size)
+    places, count = b.Reshape(place, b.ints([-1])), b.Reshape(b.Size(data), b.ints([1]))
+    numbers = b.Range(b.constant(0, kind), b.Squeeze(count), one, dtype=kind)
+    order = b.ScatterElements(b.zeros(count, kind), places, numbers, axis=0)
+    rows = b.Reshape(b.Gather(b.Reshape(data, b.ints([-1])), order), b.Concat(b.ints([-1, 1]), n, axis=0))
+    diagonal = b.EyeLike(b.zeros(b.Concat(n, n, axis=0), ir.DataType.FLOAT))
+    others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), rows)
+    products = b.Reshape(b.ReduceProd(others, b.ints([2]), keepdims=0), b.ints([-1]))
+    return b.op("Reshape", b.Gather(products, places), shape, shape=data.shape)
+
+
 @rule("CumSum", "x")
 def cum_sum(op: Adjoint) -> Cotangents:
     """The same sum from the other end."""
     reverse, exclusive = op.attr("reverse", 0), op.attr("exclusive", 0)
     yield "x", op.b.op("CumSum", op.dY, op["axis"], reverse=1 - reverse, exclusive=exclusive)
+
+
+@rule("CumProd", "x")
+def cum_prod(op: Adjoint) -> Cotangents:
+    """dx_k = P_k R_k: the product P of what stands before k, and R_k = dY_k + x_{k+1} R_{k+1}.
+
+    No division, so zeros are right, at every order. R is a linear recurrence, solved by doubling: each round composes
+    steps of twice the length, log2 n rounds where n is known, else the n^2 products between all pairs.
+    """
+    b, x, dY = op.b, op["x"], op.wide(op.dY)
+    blocks = _blocks(op)
+    X, G = (b.Reshape(value, blocks, allowzero=1) for value in (op.wide(x), dY))
+    if op.attr("reverse", 0):
+        X, G = _flipped(op, X), _flipped(op, G)
+    if op.attr("exclusive", 0):
+        G = _from_next(op, G, 1, 0.0)
+    before = b.op("CumProd", X, b.constant(1), exclusive=1)
+    n = _known_length(op)
+    rest = _doubled(op, X, G, n) if n is not None else _all_pairs(op, X, G)
+    result = before * rest
+    if op.attr("reverse", 0):
+        result = _flipped(op, result)
+    yield "x", b.Cast(b.op("Reshape", result, b.shape_of(x), allowzero=1, shape=x.shape), to=x.dtype)
+
+
+def _blocks(op: Adjoint) -> ir.Value:
+    """The shape of x as [before the axis, along it, behind it]."""
+    b, shape, kind = op.b, op.b.shape_of(op["x"]), ir.DataType.INT64
+    axis = b.Cast(b.Reshape(op["axis"], b.ints([1])), to=kind)
+    axis = b.Where(b.Less(axis, b.constant(0, kind)), axis + b.Shape(shape), axis)
+    before = b.ReduceProd(b.Slice(shape, b.ints([0]), axis), keepdims=1)
+    behind = b.ReduceProd(b.Slice(shape, axis + 1, b.ints([2**62])), keepdims=1)
+    return b.Concat(before, b.Gather(shape, axis), behind, axis=0)
+
+
+def _known_length(op: Adjoint) -> int | None:
+    axis, shape = op.constant("axis"), op["x"].shape
+    size = None if axis is None or shape is None else shape[int(axis.reshape(()))]
+    return size if isinstance(size, int) else None
+
+
+def _flipped(op: Adjoint, x: ir.Value) -> ir.Value:
+    b = op.b
+    return b.Slice(x, b.ints([-1]), b.ints([-(2**62)]), b.ints([1]), b.ints([-1]))
+
+
+def _from_next(op: Adjoint, x: ir.Value, step: int, fill: float) -> ir.Value:
+    """[A, n, B] moved up by `step` along n, with `fill` behind."""
+    b = op.b
+    moved = b.Pad(x, b.ints([0, step]), b.scalar_like(fill, x), b.ints([1]))
+    return b.Slice(moved, b.ints([step]), b.ints([2**62]), b.ints([1]))
+
+
+def _doubled(op: Adjoint, X: ir.Value, G: ir.Value, n: int) -> ir.Value:
+    factors, rest, step = _from_next(op, X, 1, 0.0), G, 1
+    while step < n:
+        rest = rest + factors * _from_next(op, rest, step, 0.0)
+        if 2 * step < n:
+            factors = factors * _from_next(op, factors, step, 0.0)
+        step *= 2
+    return rest
+
+
+def _all_pairs(op: Adjoint, X: ir.Value, G: ir.Value) -> ir.Value:
+    """R_k as the sum of dY_i times the product of what stands behind k up to i."""
+    b, kind = op.b, ir.DataType.INT64
+    n = b.op("Shape", X, start=1, end=2)
+    at = b.Range(b.constant(0, kind), b.Squeeze(n), b.constant(1, kind), dtype=kind)
+    here, there = b.Unsqueeze(at, b.ints([0, 2, 3])), b.Unsqueeze(at, b.ints([0, 1, 3]))  # [1, k, 1, 1], [1, 1, i, 1]
+    behind = b.Where(b.Greater(there, here), b.Unsqueeze(X, b.ints([1])), b.scalar_like(1.0, X))
+    between = b.op("CumProd", behind, b.constant(2))
+    counted = b.Where(b.Less(there, here), b.scalar_like(0.0, X), between * b.Unsqueeze(G, b.ints([1])))
+    return b.ReduceSum(counted, b.ints([2]), keepdims=0)
 
 
 def _shaped(op: Adjoint, value: ir.Value) -> ir.Value:
