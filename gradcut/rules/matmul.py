@@ -48,7 +48,11 @@ def _gemm(
 @rule("MatMul", "A B", weights="A B")
 def matmul(op: Adjoint) -> Cotangents:
     """Y = A B over broadcast batches: dA = dY B^T, dB = A^T dY; a vector counts as a row (A) or a column (B)."""
-    if op.rank("B") == 2 and op.rank("A") >= 2:
+    if any(0 in (op[name].shape or ()) for name in ("A", "B")):  # of no terms, the runtime's product is not 0
+        for name in ("A", "B"):
+            if op.wants(name):
+                yield name, op.b.zeros_like(op[name])
+    elif op.rank("B") == 2 and op.rank("A") >= 2:
         yield from _linear(op)
     else:
         yield from _batched(op)

@@ -19,6 +19,7 @@ from tests.rules import (
     samples_recurrent,
     samples_reduce,
     samples_select,
+    samples_sampling,
     samples_shape,
     samples_windows,
 )
@@ -34,6 +35,7 @@ _MODULES = (
     samples_norm,
     samples_reduce,
     samples_select,
+    samples_sampling,
     samples_shape,
     samples_index,
     samples_windows,

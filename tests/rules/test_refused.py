@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnx.helper
 import pytest
@@ -10,12 +9,11 @@ import pytest
 import gradcut
 from gradcut.errors import NoGradientError
 from gradcut.rules import REGISTRY
-from tests.rules.sample import Sample, build, ints, normal, positive, sample
+from tests.rules.sample import Sample, build, ints, normal, sample
 from tests.rules.samples_control_flow import body
 
 IMAGE = normal(1, 2, 5, 5)
 WINDOW = {"kernel_shape": [2, 2], "strides": [2, 2]}
-UP = np.array([1.0, 1.0, 2.0, 2.0], np.float32)
 
 DRAWN = (
     "a graph inside it draws at random (RandomNormalLike), and its backward would draw anew; put the draw before it, "
@@ -29,23 +27,6 @@ INDEX = ints(0, 1).reshape(2, 1)
 MICROSOFT = "com.microsoft"
 
 REFUSED: list[tuple[Sample, str, str]] = [
-    (
-        sample("Resize", "crop", IMAGE, np.float32([0] * 4 + [1] * 4), UP, constant="roi scales",
-               coordinate_transformation_mode="tf_crop_and_resize"),
-        "static",
-        "coordinate_transformation_mode='tf_crop_and_resize' has no rule",
-    ),
-    (
-        sample("Resize", "aspect", IMAGE, None, None, ints(7, 9), axes=[2, 3],
-               keep_aspect_ratio_policy="not_larger"),
-        "static",
-        "keep_aspect_ratio_policy other than 'stretch' has no rule",
-    ),
-    (
-        sample("ReduceProd", "axes", positive(2, 3), ints(1), runtime="axes"),
-        "static",
-        "its axes are known only at run time",
-    ),
     (sample("Loop", "drawing", ints(3)[0], None, normal(3), body=body(TURN)), "static", DRAWN),
     (sample("Scan", "drawing", normal(3, 2), body=body(STEP), num_scan_inputs=1), "static", DRAWN),
     (
