@@ -83,6 +83,7 @@ class Import(Pass):
         declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
         _take_apart(model)
         time_first(model)
+        _say_onesided(model)
         _unshadow(model.graph)
         name_nodes(model)
         settle_bodies(model)
@@ -176,6 +177,16 @@ def _say_defaults(node: ir.Node, opset: int) -> None:
     for name, attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
         if name not in node.attributes and attribute.default_value.type:
             node.attributes.add(ir.serde.deserialize_attribute(attribute.default_value))
+
+
+def _say_onesided(model: ir.Model) -> None:
+    """Half a spectrum is what STFT gives by default; onnx's inference takes it for a whole one where it is not said."""
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type == "STFT" and "onesided" not in node.attributes:
+            node.attributes.add(ir.AttrInt64("onesided", 1))
+            shape = node.outputs[0].shape
+            if shape is not None and len(shape) == 4:
+                node.outputs[0].shape = ir.Shape([dim if axis != 2 else None for axis, dim in enumerate(shape)])
 
 
 # --- graph ---------------------------------------------------------------------------------------------------

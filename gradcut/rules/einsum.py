@@ -6,7 +6,7 @@ import string
 
 import onnx_ir as ir
 
-from gradcut.ops import Dim
+from gradcut.ops import Builder, Dim
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
@@ -32,9 +32,19 @@ def einsum(op: Adjoint) -> Cotangents:
         product = b.op("Einsum", *(value for _, value in operands), equation=equation)
         product.shape = _shape(operands, read)
         if read != mine:
-            repeated = [axis for axis, letter in enumerate(mine) if letter not in read]
-            product = b.op("Expand", b.Unsqueeze(product, b.ints(repeated)), b.shape_of(operand), shape=operand.shape)
+            product = _repeated(b, product, operand, [letter not in read for letter in mine])
         yield index, b.sum_to(product, operand)
+
+
+def _repeated(b: Builder, product: ir.Value, operand: ir.Value, missing: list[bool]) -> ir.Value:
+    """The product repeated along axes that it misses; the others stay, for one may be 1 in the operand alone."""
+    axes = [axis for axis, repeat in enumerate(missing) if repeat]
+    sizes = b.dims(*(b.dim(operand, axis) if repeat else 1 for axis, repeat in enumerate(missing)))
+    shape = None
+    if product.shape is not None and operand.shape is not None:
+        dims = iter(product.shape)
+        shape = ir.Shape([operand.shape[axis] if repeat else next(dims) for axis, repeat in enumerate(missing)])
+    return b.op("Expand", b.Unsqueeze(product, b.ints(axes)), sizes, shape=shape)
 
 
 def _parse(op: Adjoint) -> tuple[list[str], str]:

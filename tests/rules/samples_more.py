@@ -80,6 +80,7 @@ def _einsum() -> Iterator[Sample]:
     yield one("dots_broadcast", "...ij,...jk->...ik", (2, 1, 2, 3), (1, 4, 3, 2))
     yield one("dots_summed", "ij...->j...", (2, 3, 2))
     yield one("dots_implicit", "...i,i", (2, 3), (3,))
+    yield one("dots_of_one", "...,...c->...", (2,), (1, 2))
     yield one("diagonal", "ii->i", (3, 3))
     yield one("diagonals", "bii,ij->bj", (2, 3, 3), (3, 2))
     yield one("trace", "bii->b", (2, 3, 3))

@@ -94,7 +94,8 @@ def _transforms() -> Iterator[Sample]:
     def one(
         name: str, shape: tuple[int, ...], length: int | None = None, axis: int | None = None, **options: Any
     ) -> Sample:
-        operands = [None if number is None else np.array(number) for number in (length, axis)]
+        numbers = [length, axis] if axis is not None else [length] if length is not None else []
+        operands = [None if number is None else np.array(number) for number in numbers]
         return sample("DFT", name, normal(*shape), *operands, **{"dtypes": "float64", **options})
 
     yield one("real", (2, 5, 1))
