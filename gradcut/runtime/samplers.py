@@ -1,4 +1,4 @@
-"""Resize and GridSample for onnx's reference evaluator, as ONNX Runtime has them.
+"""Resize, GridSample and AffineGrid for onnx's reference evaluator, as ONNX Runtime has them.
 
 Onnx's own Resize takes lengths that scales leave fractional for what they say, and its GridSample holds the places of
 border padding before a cubic reads around them; both walk in Python.
@@ -185,4 +185,16 @@ def _inside(place: Array, n: int, aligned: bool, padding: str) -> Array:
     return np.asarray(np.clip(place, 0, n - 1))
 
 
-SAMPLERS: list[type[OpRun]] = [Resize, GridSample]
+class AffineGrid(OpRun):
+    """theta times (x, y, 1) of each place; onnx's own rounds to float32."""
+
+    def _run(self, theta: Array, size: Array, align_corners: int = 0) -> tuple[Array]:
+        def ends(n: int) -> Array:
+            return np.linspace(-1, 1, n) if align_corners else (2 * np.arange(n) + 1) / n - 1
+
+        places = np.meshgrid(*(ends(int(n)) for n in size[2:]), indexing="ij")
+        known = np.stack([*reversed(places), np.ones_like(places[0])], -1)
+        return (np.einsum("nrk,...k->n...r", theta, known).astype(theta.dtype),)
+
+
+SAMPLERS: list[type[OpRun]] = [Resize, GridSample, AffineGrid]
