@@ -201,11 +201,11 @@ class Differences:
     def _prepare(self, name: str, dtype: ir.DataType, program: object, step: float) -> _Place:
         assert callable(program)
         held: dict[str, Array] = {}
-        if any(is_mark(node) for node in self._model.graph) or any(_constant_uses(self._model.graph)):
+        ready = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=True)
+        if ready.held:
             plain = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=False)
             outputs = program(plain.proto(dtype))(self._widened(plain, dtype))
             held = dict(zip(plain.marked, outputs[len(self.of) + len(self.wrt) :], strict=True))
-        ready = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=True)
         inside = any(is_mark(node) for node in self._model.graph.all_nodes() if node.graph is not self._model.graph)
         if inside and program is not reference:
             raise GradcutError("marks inside a body are held still in the reference evaluator only")
@@ -323,7 +323,7 @@ def _constant_uses(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]
     found = defaultdict[ir.Value, list[tuple[ir.Node, int]]](list)
     for node in graph:
         rule = REGISTRY.find(node)
-        if rule is None or rule.vjp is None:
+        if rule is None or rule.vjp is None or node.op_type == "CastLike":  # of that one the type counts alone
             continue
         for index, value in enumerate(node.inputs):
             moves = any(REGISTRY.differentiable(node, index, output) for output in range(len(node.outputs)))

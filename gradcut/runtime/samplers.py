@@ -190,7 +190,9 @@ class AffineGrid(OpRun):
 
     def _run(self, theta: Array, size: Array, align_corners: int = 0) -> tuple[Array]:
         def ends(n: int) -> Array:
-            return np.linspace(-1, 1, n) if align_corners else (2 * np.arange(n) + 1) / n - 1
+            if align_corners:
+                return np.linspace(-1, 1, n) if n > 1 else np.ones(1)
+            return (2 * np.arange(n) + 1) / n - 1
 
         places = np.meshgrid(*(ends(int(n)) for n in size[2:]), indexing="ij")
         known = np.stack([*reversed(places), np.ones_like(places[0])], -1)
