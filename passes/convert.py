@@ -1,7 +1,7 @@
 """Opsets: a model at the one that the rules know, by ONNX's own converter, mended where that is silently wrong.
 
 - Hardmax before 13 saw a matrix; the mask of a Dropout before 10 was of its input's type;
-  GroupNormalization before 21 had a scale for each group.
+  GroupNormalization before 21 had a scale for each group; for the other normalisations see `gradcut.passes.old_norms`.
 - PRelu before 7 had a slope for each channel, which from there broadcasts like any other operand.
 - Upsample, and Resize before 11, read the places of `asymmetric`; nearest ones, the next place above where an axis
   shrinks and the one below where it grows, which today's Resize has one attribute for.
@@ -22,10 +22,10 @@ from onnx_ir.passes.common._c_api_utils import call_onnx_api
 from gradcut.dialect import DIALECT, DOMAIN
 from gradcut.errors import ImportModelError, UnsupportedModelError
 from gradcut.ops import Builder, Names
+from gradcut.passes.old_norms import layer_norms_aside, spell_out_batch_norms, train_batch_norms
 from gradcut.rules import REGISTRY
 
 OLDEST, TARGET, NEWEST = 6, 21, 26
-_ELSEWHERE = "gradcut.elsewhere"
 
 
 def is_kept(key: tuple[str, str, str]) -> bool:
@@ -84,13 +84,12 @@ def convert_to(model: ir.Model, target: int) -> None:
         _flatten_hardmax(model)
     if opset < 10:
         _cast_dropout_masks(model)
+    training = spell_out_batch_norms(model) if opset < 14 else set()
     functions = dict(model.functions)
     model.functions.clear()
-    hidden = _move(model, "", _ELSEWHERE)
-    through(model, functools.partial(onnx.version_converter.convert_version, target_version=target))
-    _move(model, _ELSEWHERE, "")
-    if hidden:
-        model.opset_imports.pop(_ELSEWHERE, None)
+    with layer_norms_aside(model):
+        through(model, functools.partial(onnx.version_converter.convert_version, target_version=target))
+    train_batch_norms(model, training)
     model.functions.update({key: _convert_function(function, target) for key, function in functions.items()})
     if opset < 7:
         _align_slopes(model)
@@ -100,16 +99,6 @@ def convert_to(model: ir.Model, target: int) -> None:
         if node.op_type == "Resize" and node.outputs[0].name in nearest:
             node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
             node.attributes.add(ir.AttrString("nearest_mode", nearest[node.outputs[0].name]))
-
-
-def _move(model: ir.Model, source: str, target: str) -> bool:
-    """ONNX's converter stops at operators that ONNX Runtime has in ONNX's domain; in another it lets them be."""
-    found = [n for n in model.graph.all_nodes() if n.domain == source and n.op_type == "SimplifiedLayerNormalization"]
-    for node in found:
-        node.domain = target
-    if found and target:
-        model.opset_imports[target] = 1
-    return bool(found)
 
 
 def _convert_function(function: ir.Function, target: int) -> ir.Function:

@@ -94,7 +94,8 @@ def lp_normalization(op: Adjoint) -> Cotangents:
     b, X, p = op.b, op["input"], op.attr("p", 2)
     axes = b.ints([op.attr("axis", -1)])
     norm = b.op("ReduceL2" if p == 2 else "ReduceL1", X, axes, keepdims=1)
-    inverse = b.Where(b.Equal(norm, 0.0), b.scalar_like(0.0, norm), b.Reciprocal(norm))
+    none = b.Equal(norm, 0.0)
+    inverse = b.Where(none, b.scalar_like(0.0, norm), b.Reciprocal(b.Where(none, b.scalar_like(1.0, norm), norm)))
     direction = op.out() if p == 2 else b.Sign(X)
     projection = b.ReduceSum(op.dY * op.out(), axes, keepdims=1)
     yield "input", (op.dY - direction * projection) * inverse

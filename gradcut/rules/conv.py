@@ -70,7 +70,7 @@ def conv_transpose(op: Adjoint) -> Cotangents:
         return
     window, fits = _transposed_window(op)
     if not fits:
-        dY = _framed(op, window)
+        dY = _framed(op, window, dY)
         window["pads"] = [0] * len(window["pads"])
     if op.wants("X"):
         shared = {name: window[name] for name in ("strides", "pads", "dilations")}
@@ -118,15 +118,15 @@ def _transposed_totals(op: Adjoint, window: Window) -> list[int] | None:
     return totals
 
 
-def _framed(op: Adjoint, window: Window) -> ir.Value:
+def _framed(op: Adjoint, window: Window, dY: ir.Value) -> ir.Value:
     """dY in the frame that all windows reach together: what is outside is cut, what is missing is zero."""
     b, strides = op.b, op.b.ints(window["strides"])
     reached = (spatial_sizes(b, op["X"]) - 1) * strides + late_reach(b, window, op["W"])
-    size = spatial_sizes(b, op.dY)
+    size = spatial_sizes(b, dY)
     if _pads_are_said(op):
         begins = b.ints(window["pads"][: len(window["strides"])])
     else:
         extra = b.ints(op.attr("output_padding") or [0] * len(window["strides"]))
         shared = late_shared_out(op, b.Max(reached + extra - size, b.constant(0)))
         begins = b.Slice(shared, b.ints([0]), b.ints([len(window["strides"])]))
-    return pad_spatial(b, op.dY, begins, reached - begins - size)
+    return pad_spatial(b, dY, begins, reached - begins - size)

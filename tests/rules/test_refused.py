@@ -30,6 +30,11 @@ REFUSED: list[tuple[Sample, str, str]] = [
     (sample("Loop", "drawing", ints(3)[0], None, normal(3), body=body(TURN)), "static", DRAWN),
     (sample("Scan", "drawing", normal(3, 2), body=body(STEP), num_scan_inputs=1), "static", DRAWN),
     (
+        sample("DeformConv", "volume", normal(1, 2, 3, 3, 3), normal(2, 2, 1, 1, 1), normal(1, 3, 3, 3, 3)),
+        "static",
+        "X has 3 spatial axes, and only 2 are covered",
+    ),
+    (
         sample("Attention", "rotary", normal(2, 3, 4), normal(4, 12), domain=MICROSOFT, num_heads=2, do_rotary=1),
         "static",
         "do_rotary or past_present_share_buffer has no rule",

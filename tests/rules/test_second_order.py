@@ -12,7 +12,7 @@ import gradcut
 from gradcut.api import VJP
 from gradcut.runtime.check import check_gradients, require
 from gradcut.runtime.widen import runtime
-from tests.rules.sample import Array, Built, Sample, build
+from tests.rules.sample import Array, Built, Sample, build, sample
 from tests.rules.samples import SAMPLES
 
 #: Of each operator, with samples that differ only in shapes, the first few.
@@ -36,6 +36,17 @@ def test_gradient_of_the_gradient(sample: Sample) -> None:
     proto, feeds, names = gradient_model(sample, build(sample))
     wrt = [*sample.wanted, *names["cotangents"].values()]
     require(check_gradients(proto, feeds, wrt, list(names["wrt"].values()), directions=2, seed=5))
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_gradient_of_the_gradient_of_a_zero_vector_is_finite(p: int) -> None:
+    zero = np.float32([[0, 0], [3, 4]])
+    one = sample("LpNormalization", "zero", zero, axis=1, p=p)
+    proto, feeds, names = gradient_model(one, build(one))
+    (dX,) = names["wrt"].values()
+    again = gradcut.vjp(proto, ["input"], [dX])
+    given = {**feeds, again.graph.input[-1].name: np.ones_like(zero)}
+    assert np.isfinite(runtime(again)(given)[-1]).all()
 
 
 def test_third_derivative_of_a_power() -> None:
