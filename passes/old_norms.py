@@ -102,6 +102,6 @@ def _replace(node: ir.Node, b: Builder, results: dict[ir.Value, ir.Value], keep:
     for old, new in results.items():
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         old.name, new.name = new.name, old.name
-        new.dtype = new.dtype or old.dtype
+        new.type = new.type or old.type
     if not keep:
         graph.remove(node)

@@ -22,7 +22,6 @@ def col2im(op: Adjoint) -> Cotangents:
     read = pad_spatial(b, dY, b.ints(pads[:count]), b.ints(pads[count:]))
     for axis in range(count):
         read = b.Gather(read, _places(op, axis, count), axis=2 + 2 * axis)
-    read.dtype = dY.dtype
     order = [0, 1, *range(2, 2 + 2 * count, 2), *range(3, 2 + 2 * count, 2)]
     yield "input", b.op("Reshape", b.Transpose(read, perm=order), b.shape_of(columns), shape=columns.shape)
 

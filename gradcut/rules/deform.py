@@ -113,7 +113,6 @@ def _line(op: Adjoint, axis: int, images: Size) -> Line:
     fixed = b.Unsqueeze(b.Cast(fixed, to=offset.dtype), b.ints([1, 3] if axis == 0 else [0, 2]))
     at = b.Reshape(b.Add(moved, fixed), b.dims(images, -1))
     low = b.Floor(at)
-    low.dtype = at.dtype = offset.dtype
     far = at - low
     last = value(b, size(b, op["X"], 2 + axis)) - 1
     places = [b.Cast(low, to=ir.DataType.INT64) + step for step in (0, 1)]

@@ -38,9 +38,9 @@ def _first_axis_slowest(op: Adjoint, indices: ir.Value) -> ir.Value:
     sizes = [b.Slice(size, b.ints([axis]), b.ints([axis + 1])) for axis in range(count)]
     places = b.op("ReduceProd", size, keepdims=1, shape=ir.Shape([1]))
     rest = b.Mod(indices, places)
-    result = (indices - rest) / places
+    result = b.Div(indices - rest, places)
     for axis in range(count):
-        result = result * sizes[axis] + b.Mod(rest, sizes[axis])
+        result = b.Add(result * sizes[axis], b.Mod(rest, sizes[axis]))
         rest = rest / sizes[axis]
     return result
 

@@ -57,9 +57,7 @@ class _Samples:
         b, rois, bins = op.b, op.wide(op["rois"]), _bins(op)[axis]
         kind, aligned = rois.dtype, op.attr("coordinate_transformation_mode", "half_pixel") == "half_pixel"
         scaled = rois * op.attr("spatial_scale", 1.0) - (0.5 if aligned else 0.0)
-        start, end = (b.Unsqueeze(b.Slice(scaled, b.ints([c]), b.ints([c + 1]), b.ints([1])), b.ints([2]))
-                      for c in (1 - axis, 3 - axis))  # fmt: skip
-        start.dtype = end.dtype = kind
+        start, end = (_column(b, scaled, c) for c in (1 - axis, 3 - axis))
         raw = end - start
         length = raw if aligned else b.Max(raw, b.scalar_like(1.0, raw))
         each = length / float(bins)
@@ -90,6 +88,13 @@ class _Samples:
         return Line((low, high), ((1.0 - far) * weighs, far * weighs), (-slope, slope))
 
 
+def _column(b: Builder, x: ir.Value, column: int) -> ir.Value:
+    """One column of [R, 4] as [R, 1, 1]."""
+    return b.Unsqueeze(
+        b.op("Slice", x, b.ints([column]), b.ints([column + 1]), b.ints([1]), dtype=x.dtype), b.ints([2])
+    )
+
+
 def _bins(op: Adjoint) -> tuple[int, int]:
     return op.attr("output_height", 1), op.attr("output_width", 1)
 
@@ -99,8 +104,7 @@ def _count(op: Adjoint, each: ir.Value) -> tuple[ir.Value, Size]:
     b, said = op.b, op.attr("sampling_ratio", 0)
     if said > 0:
         return b.constant([[[float(said)]]], each.dtype), said
-    count = b.Ceil(each)
-    count.dtype = each.dtype
+    count = b.op("Ceil", each, dtype=each.dtype)
     numbers = b.Cast(b.Reshape(count, b.ints([-1])), to=INT64)
     return count, b.op("ReduceMax", b.op("Concat", numbers, b.ints([1]), axis=0), keepdims=1, shape=ir.Shape([1]))
 
@@ -211,10 +215,9 @@ def _within(op: Adjoint, axis: int, room: Size) -> ir.Value:
     b, rois, bins = op.b, op.wide(op["rois"]), op.attr("pooled_shape")[axis]
     kind, edges = rois.dtype, []
     for column in (2 - axis, 4 - axis):
-        scaled = b.Slice(rois, b.ints([column]), b.ints([column + 1]), b.ints([1])) * op.attr("spatial_scale", 1.0)
-        scaled.dtype = kind
+        scaled = _column(b, rois, column) * op.attr("spatial_scale", 1.0)
         edges.append(b.Sign(scaled) * b.Floor(b.Abs(scaled) + 0.5))  # halves away from zero
-    start, end = (b.Unsqueeze(edge, b.ints([2])) for edge in edges)  # [R, 1, 1]
+    start, end = edges
     length = end - start + 1.0
     each = b.Max(length, b.scalar_like(1.0, length)) / float(bins)
     first = b.constant([[[float(i)] for i in range(bins)]], kind)

@@ -98,7 +98,7 @@ def late_reach(b: Builder, window: Window, kernel: ir.Value | None) -> ir.Value:
     if "kernel_shape" in window:
         return b.ints([(k - 1) * dilation + 1 for k, _, dilation in windows(window)])
     assert kernel is not None
-    return (b.Shape(kernel, start=2) - 1) * b.ints(window["dilations"]) + 1
+    return b.Add((b.Shape(kernel, start=2) - 1) * b.ints(window["dilations"]), 1)
 
 
 def _late_pads(op: Adjoint, window: Window, kernel: str | None) -> ir.Value:

@@ -42,12 +42,17 @@ class ConvTranspose(OpRun):
         x = X.reshape(X.shape[0], groups, -1, *X.shape[2:])
         w = W.reshape(groups, -1, *W.shape[1:])
         for tap in itertools.product(*map(range, W.shape[2:])):
-            added = np.einsum("ngc...,gcm->ngm...", x, w[(..., *tap)])
+            added = np.einsum("ngc...,gcm->ngm...", x, w[_at_end(tap)])
             at = [slice(t * h, t * h + (d - 1) * s + 1, s)
                   for t, h, d, s in zip(tap, holes, X.shape[2:], steps, strict=True)]  # fmt: skip
-            Y[(..., *at)] += added.reshape(X.shape[0], -1, *X.shape[2:])
-        Y = Y[(..., *(slice(b, b + s) for b, s in zip(begins, sizes, strict=True)))]
+            Y[_at_end(at)] += added.reshape(X.shape[0], -1, *X.shape[2:])
+        Y = Y[_at_end([slice(b, b + s) for b, s in zip(begins, sizes, strict=True)])]
         return (Y if B is None else Y + B.reshape(-1, *[1] * n),)
+
+
+def _at_end(places: Sequence[int | slice]) -> Any:
+    """An index of the last axes."""
+    return (..., *places)
 
 
 def _cut(

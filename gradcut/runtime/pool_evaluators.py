@@ -1,7 +1,7 @@
 """Pools for onnx's reference evaluator: its own are slow, and refuse or misread what ONNX Runtime takes.
 
-With ``auto_pad=SAME_*`` ONNX Runtime's pools take the kernel without its dilation for the pads, which are negative where
-the stride is larger than the kernel.
+With ``auto_pad=SAME_*`` ONNX Runtime's pools take the kernel without its dilation for the pads, which are negative
+where the stride is larger than the kernel.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_batch_normalization_with_five_outputs_trains(opset: int) -> None:
 def test_batch_normalization_with_five_outputs_of_unknown_rank_is_refused() -> None:
     proto = model("BatchNormalization", [normal(2, 3), *(positive(3) for _ in range(4))], 5, 9)
     proto.graph.input[0].type.tensor_type.ClearField("shape")
-    with pytest.raises(UnsupportedModelError, match="node 'n' .*five outputs.* has an input of unknown rank"):
+    with pytest.raises(UnsupportedModelError, match=r"node 'n' .*five outputs.* has an input of unknown rank"):
         gradcut.vjp(proto, ["i0"], ["y0"])
 
 

@@ -45,7 +45,6 @@ def _max_pool() -> Iterator[Sample]:
 
 
 def _average_pool() -> Iterator[Sample]:
-    op = "AveragePool"
     yield _average("halves", (2, 3, 4, 6), kernel_shape=[2, 2], strides=[2, 2])
     yield _average("overlapping", (1, 2, 5, 6), kernel_shape=[3, 2])
     for include in (0, 1):
