@@ -7,21 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from gradcut.rules.adjoint import Adjoint, Cotangents
-from gradcut.rules.bilinear import (
-    Corner,
-    Line,
-    Size,
-    corners,
-    counting,
-    over,
-    scattered,
-    size,
-    table,
-    times,
-    untable,
-    value,
-)
+from gradcut.rules.bilinear import Corner, Line, corners, scattered, table, untable
 from gradcut.rules.registry import rule
+from gradcut.rules.sizes import Size, counting, over, size, times, value
 
 
 @rule("DeformConv", "X W offset B mask", weights="W B")

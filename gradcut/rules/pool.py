@@ -12,7 +12,8 @@ import onnx_ir as ir
 from gradcut.ops import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
-from gradcut.rules.window import LatePads, Window, padded, spatial_sizes, unpadded, window_attributes
+from gradcut.rules.sizes import Size, size, times
+from gradcut.rules.window import LatePads, Window, padded, spatial_sizes, unpadded, window_attributes, windows
 
 
 @rule("MaxPool", "X")
@@ -34,9 +35,9 @@ def max_pool(op: Adjoint) -> Cotangents:
 def _first_axis_slowest(op: Adjoint, indices: ir.Value) -> ir.Value:
     """Flat places whose first spatial axis is the fastest (storage_order 1), as those of storage_order 0."""
     b, X, count = op.b, op["X"], op.rank("X") - 2
-    size = spatial_sizes(b, X)
-    sizes = [b.Slice(size, b.ints([axis]), b.ints([axis + 1])) for axis in range(count)]
-    places = b.op("ReduceProd", size, keepdims=1, shape=ir.Shape([1]))
+    lengths = spatial_sizes(b, X)
+    sizes = [b.Slice(lengths, b.ints([axis]), b.ints([axis + 1])) for axis in range(count)]
+    places = b.op("ReduceProd", lengths, keepdims=1, shape=ir.Shape([1]))
     rest = b.Mod(indices, places)
     result = b.Div(indices - rest, places)
     for axis in range(count):
@@ -78,7 +79,7 @@ def average_pool(op: Adjoint) -> Cotangents:
     """The cotangent over the window's count, spread over the window."""
     window, late = window_attributes(op)
     if _counts_all(op, window, late):
-        divided = op.dY * (1.0 / math.prod(window["kernel_shape"]))
+        divided = _over(op, _whole_count(op, window, late))
     else:
         divided = op.dY / _counts(op, window, late)
     yield "X", spread(op, divided, window, late)
@@ -90,6 +91,31 @@ def _counts_all(op: Adjoint, window: Window, late: LatePads) -> bool:
     if op.attr("ceil_mode", 0) or (same and max(window["dilations"]) > 1):
         return False
     return bool(op.attr("count_include_pad", 0)) or not (any(window["pads"]) or late is not None)
+
+
+def _whole_count(op: Adjoint, window: Window, late: LatePads) -> list[Size]:
+    """The places of a window along each axis.
+
+    ONNX Runtime has one window too where X and its pads are smaller than that by less than the stride: of their size.
+    """
+    b, X, sizes, count = op.b, op["X"], list[Size](), len(window["strides"])
+    for axis, (k, stride, dilation) in enumerate(windows(window)):
+        room, dim = window["pads"][axis] + window["pads"][axis + count], size(b, X, axis + 2)
+        if stride == 1 or late is not None:
+            sizes.append(k)
+        elif isinstance(dim, int):
+            sizes.append(min(k, -(-(dim + room) // dilation)))
+        else:
+            sizes.append(b.Min((dim + (room + dilation - 1)) / dilation, b.ints([k])))
+    return sizes
+
+
+def _over(op: Adjoint, sizes: list[Size]) -> ir.Value:
+    """dY over a product of sizes."""
+    total = times(op.b, *sizes)
+    if isinstance(total, int):
+        return op.b.Mul(op.dY, 1.0 / total)
+    return op.b.Div(op.dY, op.b.Cast(total, to=op.dY.dtype))
 
 
 def spread(op: Adjoint, value: ir.Value, window: Window, late: LatePads) -> ir.Value:

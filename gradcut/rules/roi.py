@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from gradcut.rules.adjoint import Adjoint, Cotangents
-from gradcut.rules.bilinear import Corner, Line, Size, corners, counting, scattered, size, table, times, untable, value
+from gradcut.rules.bilinear import Corner, Line, corners, scattered, table, untable
 from gradcut.rules.registry import rule
+from gradcut.rules.sizes import Size, counting, size, times, value
 
 INT64 = ir.DataType.INT64
 

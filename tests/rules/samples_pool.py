@@ -64,6 +64,10 @@ def _average_pool() -> Iterator[Sample]:
             yield _average(f"{mode}_{include}", (1, 2, 5, 5), strides=[2, 2], **shared)
             yield _average(f"{mode}_dense_{include}", (1, 2, 5, 5), **shared)
     yield _average("sparse_same", (1, 2, 7, 5), kernel_shape=[1, 2], strides=[3, 2], auto_pad="SAME_LOWER")
+    yield _average("less_than_a_window", (1, 2, 2, 5), kernel_shape=[3, 2], strides=[2, 2])
+    yield _average(
+        "less_than_a_window_pads", (1, 2, 2), kernel_shape=[5], strides=[4], pads=[1, 0], count_include_pad=1
+    )
     yield _average("single", (1, 1, 1, 1), kernel_shape=[1, 1])
 
 
