@@ -130,7 +130,7 @@ def _reverse(
         names = {output_name(node, i): i for i in range(len(node.outputs))}
         inner = Adjoint(node, op.b, _positions(found), names, cotangents, serves, op.opset, op.finite)
         for index, cotangent in yielded(found, inner):
-            operand = node.inputs[index]
+            operand = node.inputs[index] if isinstance(index, int) else index
             assert operand is not None
             parts[operand].append(_fit(op.b, found, node, operand, cotangent))
     return {value: add_up(value) for value in wanted if value in parts}

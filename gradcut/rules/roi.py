@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.bilinear import Corner, Line, corners, scattered, table, untable
 from gradcut.rules.registry import rule

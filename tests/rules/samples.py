@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tests.rules import (
     samples_attention,
-    samples_control_flow,
     samples_contrib,
+    samples_control_flow,
     samples_conv,
     samples_elementwise,
     samples_index,
@@ -18,8 +18,8 @@ from tests.rules import (
     samples_pool,
     samples_recurrent,
     samples_reduce,
-    samples_select,
     samples_sampling,
+    samples_select,
     samples_shape,
     samples_windows,
 )
