@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from gradcut.dialect import DOMAIN
 from gradcut.passes.importer import BY_BODY
 from gradcut.rules import REGISTRY, Rule
 from gradcut.rules.registry import names_of
@@ -18,7 +19,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def operators() -> str:
     """The operators with a derivative, what of them is refused, and those whose derivative is zero."""
-    rules = list(REGISTRY)
+    rules = [rule for rule in REGISTRY if rule.domain != DOMAIN]
     derived = names_of([rule for rule in rules if rule.vjp is not None])
     zero = names_of([rule for rule in rules if rule.zero])
     lines = [
@@ -49,7 +50,7 @@ def limited(rules: Iterable[Rule]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for rule in rules:
         if rule.limits:
-            found.setdefault(rule.limits, []).append(rule.op_type)
+            found.setdefault(rule.limits, []).extend(names_of([rule]))
     return found
 
 
