@@ -44,7 +44,7 @@ def gather_nd(op: Adjoint) -> Cotangents:
     yield "data", put_back(op, "data", gather)
 
 
-@rule("Dropout", "data")
+@rule("Dropout", "data", constant="ratio")
 def dropout(op: Adjoint) -> Cotangents:
     """output = data * mask / (1 - ratio); the mask is the forward's own draw. In inference the identity."""
     b = op.b

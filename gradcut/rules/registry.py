@@ -31,6 +31,7 @@ class Rule:
         operands: names of the operands in order; those of the ONNX operator page where there is one.
         differentiable: the operands that have a derivative; the others never carry a gradient.
         weights: the operands that make a constant a parameter.
+        constant: operands that are settings: the output moves with them, and by meaning no gradient goes to them.
         outputs: for each output of a node that depends on fewer operands than all: which ones.
         broadcasts: the rule yields cotangents of the output's shape, and the engine sums them to the operand's.
         vjp: yields (operand, cotangent); None where only weights are declared, or the derivative is zero.
@@ -44,6 +45,7 @@ class Rule:
     operands: tuple[str, ...]
     differentiable: frozenset[str]
     weights: frozenset[str] = frozenset()
+    constant: frozenset[str] = frozenset()
     outputs: Outputs = lambda node: {}
     broadcasts: bool = False
     vjp: VJP | None = None
@@ -113,6 +115,11 @@ class Registry:
         rule = self.find(node)
         return rule is not None and operand_name(rule, node, operand) in rule.weights
 
+    def constant(self, node: ir.Node, operand: int) -> bool:
+        """Whether an operand is a setting, which a check of gradients holds still."""
+        rule = self.find(node)
+        return rule is not None and operand_name(rule, node, operand) in rule.constant
+
 
 REGISTRY = Registry()
 
@@ -122,6 +129,7 @@ def rule(
     differentiable: str,
     *,
     weights: str = "",
+    constant: str = "",
     outputs: Outputs = lambda node: {},
     broadcasts: bool = False,
     operands: str = "",
@@ -131,6 +139,7 @@ def rule(
     """Declare the rule of an ONNX operator; operand names are separated by blanks.
 
     Args:
+        constant: operands that are settings, see `Rule`.
         operands: the operands' names in order, of an operator that has no page among ONNX's.
     """
 
@@ -144,6 +153,7 @@ def rule(
                     tuple(operands.split()) or schema_operands(domain, name),
                     frozenset(differentiable.split()),
                     frozenset(weights.split()),
+                    frozenset(constant.split()),
                     outputs,
                     broadcasts,
                     vjp,

@@ -10,7 +10,7 @@ from gradcut.rules.registry import rule
 _OF_SEVERAL_AXES = ("axes", "keep_aspect_ratio_policy", "extrapolation_value")
 
 
-@rule("Resize", "X")
+@rule("Resize", "X", constant="roi scales")
 def resize(op: Adjoint) -> Cotangents:
     """Each axis is resized by a matrix of its own, whatever the mode: dX = dY times its transpose, axis by axis.
 

@@ -19,12 +19,14 @@ import onnx_ir as ir
 
 from gradcut.dialect import declare, is_mark
 from gradcut.errors import GradcutError
-from gradcut.ops import Names, is_float
+from gradcut.ops import Names
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
+from gradcut.passes.stop_gradient import insert_marks
 from gradcut.rules import REGISTRY
 from gradcut.runtime.replay import hold_draws
 from gradcut.runtime.widen import Array, Run, reference, runtime, widen
+from gradcut.spec import Uses
 
 #: Where the differences run, in the order tried: name, dtype, program, step.
 _PLACES = (
@@ -253,18 +255,14 @@ class _Prepared:
         hold_marks: bool,
     ) -> None:
         self.model = model.clone()
+        insert_marks(self.model, _constant_uses(self.model.graph), reason=None)
         graph, self.names = self.model.graph, Names.of(self.model)
         self.drawn = hold_draws(self.model, draws, self.names)
         values = main_values(graph)
         marks = [node for node in graph if is_mark(node)]
         self.marked = [node.outputs[0].name or "" for node in marks]
         sources = [node.inputs[0] for node in marks if node.inputs[0] is not None]
-        uses = _constant_uses(graph)
-        self.marked += [f"{value.name}->" for value in uses]
-        sources += uses
-        self.held = {mark: self._hold(values, mark) for mark in self.marked[: len(marks)]} if hold_marks else {}
-        if hold_marks:
-            self.held.update({f"{value.name}->": self._hold_uses(value, nodes) for value, nodes in uses.items()})
+        self.held = {mark: self._hold(values, mark) for mark in self.marked} if hold_marks else {}
         self.steps = {name: self._step(values, name) for name in wrt}
         outputs = [values[name] for name in (*of, *wrt)] + ([] if hold_marks else sources)
         graph.outputs.clear()
@@ -286,12 +284,6 @@ class _Prepared:
         held = self._input(f"{mark}__held", values[mark].type)
         ir.convenience.replace_all_uses_with(values[mark], held, replace_graph_outputs=True)
         values[mark] = held
-        return held.name or ""
-
-    def _hold_uses(self, value: ir.Value, uses: Sequence[tuple[ir.Node, int]]) -> str:
-        held = self._input(f"{value.name}__held", value.type)
-        for node, index in uses:
-            node.replace_input_with(index, held)
         return held.name or ""
 
     def _step(self, values: dict[str, ir.Value], name: str) -> str:
@@ -318,18 +310,14 @@ def typical(array: Array) -> float:
     return max(1.0, float(np.sqrt(np.mean(np.square(numbers))))) if numbers.size else 1.0
 
 
-def _constant_uses(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
-    """Uses of what may move as an operand that is declared never differentiable (scales): it is held, as a mark is."""
+def _constant_uses(graph: ir.Graph) -> list[Uses]:
+    """Uses of what may move as an operand that is declared constant by meaning (scales): it is held, as a mark is."""
     found = defaultdict[ir.Value, list[tuple[ir.Node, int]]](list)
     for node in graph:
-        rule = REGISTRY.find(node)
-        if rule is None or rule.vjp is None or node.op_type == "CastLike":  # of that one the type counts alone
-            continue
         for index, value in enumerate(node.inputs):
-            moves = any(REGISTRY.differentiable(node, index, output) for output in range(len(node.outputs)))
-            if value is not None and is_float(value) and not moves:
+            if value is not None and REGISTRY.constant(node, index) and constant_tensor(value) is None:
                 found[value].append((node, index))
-    return {value: uses for value, uses in found.items() if constant_tensor(value) is None}
+    return [Uses(value, tuple(uses), whole=False) for value, uses in found.items()]
 
 
 def _inner(cotangents: Sequence[Array], high: Sequence[Array], low: Sequence[Array]) -> float:

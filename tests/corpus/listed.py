@@ -7,14 +7,6 @@ from __future__ import annotations
 
 _WAITS = "no rule yet"
 
-#: Inputs, as ``case:input``, that a rule holds constant by meaning though the output moves with them.
-CONSTANT = {
-    "test_*dropout*:r": "the ratio of a Dropout is a setting",
-    "test_resize_*:scales": "scales decide the size of the output",
-    "test_resize_*:roi": "the region decides what is cut out",
-    "test_upsample_*:scales": "scales decide the size of the output",
-}
-
 #: The derivative is zero wherever there is one.
 FLAT = {
     "test_bernoulli*": "random",

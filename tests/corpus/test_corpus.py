@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.corpus.cases import FLAT_HERE, NO_GRADIENT, Case, cases, judge, listed, share, subject
-from tests.corpus.listed import CONSTANT, FLAT, REFUSED
+from tests.corpus.listed import FLAT, REFUSED
 
 #: Of the cases that have a derivative and that the runtime runs, at least this part is right.
 AT_LEAST = 0.95
@@ -26,11 +26,6 @@ def test_every_entry_of_a_list_is_needed(kind: str, patterns: dict[str, str]) ->
     named = {pattern: [c for c in subject() if listed(c.name, {pattern: ""})] for pattern in patterns}
     assert [pattern for pattern, found in named.items() if not found] == []
     assert [c.name for found in named.values() for c in found if c.expected != kind] == []
-
-
-def test_every_input_that_is_held_constant_is_there() -> None:
-    names = [f"{case.name}:{name}" for case in subject() for name in case.inputs]
-    assert [pattern for pattern in CONSTANT if not any(listed(name, {pattern: ""}) for name in names)] == []
 
 
 def test_names_of_cases_are_distinct() -> None:
