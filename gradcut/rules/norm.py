@@ -10,7 +10,7 @@ from gradcut.rules.registry import rule
 
 @rule("Softmax", "input")
 def softmax(op: Adjoint) -> Cotangents:
-    """dX = Y (dY - sum(dY Y))."""
+    """dX = Y (dY - sum(dY Y)); 0 in a row that is no number, all of it -inf, where the model looks for such."""
     yield "input", _along_axis(op, "SoftmaxGrad")
 
 
@@ -25,7 +25,22 @@ def _along_axis(op: Adjoint, kind: str) -> ir.Value:
     axis = op.attr("axis", -1)
     if Y.shape is not None:
         axis %= len(Y.shape)
+    if _is_mended(op.node.outputs[0]):
+        Y = op.b.op("Where", op.b.IsNaN(Y), op.b.scalar_like(0.0, Y), Y, dtype=Y.dtype, shape=Y.shape)
     return op.b.op(kind, op.dY, Y, axis=axis, domain="gradcut", dtype=Y.dtype, shape=Y.shape)
+
+
+def _is_mended(Y: ir.Value) -> bool:
+    """Whether the model may replace what is no number in Y: a masked attention does so with rows that see nothing.
+
+    Their cotangent is 0 then, and 0 times what is no number would be none.
+    """
+    for node, _ in Y.uses():
+        if node.domain == "" and node.op_type in ("Where", "IsNaN"):
+            return True
+        if node.domain == "" and node.op_type in ("Cast", "Identity") and _is_mended(node.outputs[0]):
+            return True
+    return False
 
 
 @rule(

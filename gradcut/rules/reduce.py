@@ -89,12 +89,18 @@ def _other_products(op: Adjoint, axes: list[int], rank: int) -> ir.Value:
     b, data = op.b, op["data"]
     last = [*(axis for axis in range(rank) if axis not in axes), *axes]
     moved = b.Transpose(data, perm=last)
-    n = b.ReduceProd(b.Concat(*(b.dim(data, axis) for axis in axes), axis=0), keepdims=1)
-    flat = b.Reshape(moved, b.Concat(b.ints([-1, 1]), n, axis=0))
+    n, rows = (_elements(op, some) for some in (axes, last[: rank - len(axes)]))
+    flat = b.Reshape(moved, b.Concat(rows, b.ints([1]), n, axis=0), allowzero=1)
     diagonal = b.EyeLike(b.zeros(b.Concat(n, n, axis=0), ir.DataType.FLOAT))
     others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), flat)
-    slope = b.Reshape(b.ReduceProd(others, b.ints([2]), keepdims=0), b.Shape(moved))
+    slope = b.Reshape(b.ReduceProd(others, b.ints([2]), keepdims=0), b.Shape(moved), allowzero=1)
     return b.op("Transpose", slope, perm=[last.index(axis) for axis in range(rank)], shape=data.shape)
+
+
+def _elements(op: Adjoint, axes: list[int]) -> ir.Value:
+    """INT64 [1]: how many elements data has along some axes."""
+    b = op.b
+    return b.ReduceProd(b.Concat(*(b.dim(op["data"], axis) for axis in axes), b.ints([1]), axis=0), keepdims=1)
 
 
 def _is_reduced(op: Adjoint, rank: int) -> ir.Value:
@@ -121,7 +127,7 @@ def _other_products_of_computed(op: Adjoint, rank: int) -> ir.Value:
     Transpose takes an order that is computed."""
     b, data, kind = op.b, op["data"], ir.DataType.INT64
     reduced, shape, one = _is_reduced(op, rank), b.Shape(data), b.constant(1, kind)
-    n = b.ReduceProd(b.Where(reduced, shape, one), keepdims=1)
+    n, rows = (b.ReduceProd(b.Where(reduced, *pair), keepdims=1) for pair in ((shape, one), (one, shape)))
     place: ir.Value = b.constant(0, kind)
     inner, outer = one, n
     for axis in reversed(range(rank)):
@@ -132,11 +138,12 @@ def _other_products_of_computed(op: Adjoint, rank: int) -> ir.Value:
     places, count = b.Reshape(place, b.ints([-1])), b.Reshape(b.Size(data), b.ints([1]))
     numbers = b.Range(b.constant(0, kind), b.Squeeze(count), one, dtype=kind)
     order = b.ScatterElements(b.zeros(count, kind), places, numbers, axis=0)
-    rows = b.Reshape(b.Gather(b.Reshape(data, b.ints([-1])), order), b.Concat(b.ints([-1, 1]), n, axis=0))
+    flat = b.Gather(b.Reshape(data, b.ints([-1])), order)
+    lines = b.Reshape(flat, b.Concat(rows, b.ints([1]), n, axis=0), allowzero=1)
     diagonal = b.EyeLike(b.zeros(b.Concat(n, n, axis=0), ir.DataType.FLOAT))
-    others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), rows)
+    others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), lines)
     products = b.Reshape(b.ReduceProd(others, b.ints([2]), keepdims=0), b.ints([-1]))
-    return b.op("Reshape", b.Gather(products, places), shape, shape=data.shape)
+    return b.op("Reshape", b.Gather(products, places), shape, allowzero=1, shape=data.shape)
 
 
 @rule("CumSum", "x")

@@ -18,6 +18,8 @@ from tests.rules.sample import Array, Built, Sample, build
 OLDEST, FIRST, NEWEST = 9, 21, 26
 #: Attributes that had another name than the operand which came in their place.
 _RENAMED = {"K": "k", "constant_value": "value"}
+#: Modes of GridSample by the names they had before opset 20.
+_MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
 
 @functools.cache
@@ -49,6 +51,8 @@ def at_opset(sample: Sample, opset: int) -> Sample | None:
     if sample.op == "GroupNormalization":  # before opset 21 of other shapes: tests/passes/test_import.py
         return None
     old = _with_attributes(sample, schema, opset)
+    if old is not None and sample.op == "GridSample" and (mode := sample.attributes.get("mode")):
+        old.attributes["mode"] = _MODES.get(mode, mode)
     if old is None or any(name not in schema.attributes for name in old.attributes):
         return None
     return old if sample.outputs <= schema.max_output and _valid(old) else None

@@ -141,6 +141,8 @@ def _arithmetic() -> Iterator[Sample]:
         for keep in (0, 1):
             yield sample("ReduceProd", f"{name}_{keep}", away(2, 3), *axes, keepdims=keep, needs_rank=True)
     yield sample("ReduceProd", "two", away(2, 3, 2), ints(0, 2), needs_rank=True)
+    yield sample("ReduceProd", "empty", normal(2, 0, 3), ints(1), needs_rank=True)
+    yield sample("ReduceProd", "empty_others", normal(2, 0, 3), ints(2), needs_rank=True)
     yield sample("ReduceProd", "zeros", zeros, ints(1), needs_rank=True)
     yield sample("ReduceProd", "not_at_all", normal(2, 3), noop_with_empty_axes=1, needs_rank=True)
     for keep in (0, 1):

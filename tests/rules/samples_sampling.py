@@ -159,6 +159,7 @@ def _products() -> Iterator[Sample]:
         for keep in (0, 1):
             yield sample("ReduceProd", f"computed_{name}_{keep}", away(2, 3, 2), array, keepdims=keep, runtime="axes",
                          needs_rank=True)  # fmt: skip
+    yield sample("ReduceProd", "computed_empty", normal(2, 0, 3), ints(1), runtime="axes", needs_rank=True)
     yield sample("ReduceProd", "computed_zeros", zeros, ints(1), runtime="axes", needs_rank=True)
     yield sample("ReduceProd", "computed_not_at_all", away(2, 3), ints(), noop_with_empty_axes=1, runtime="axes",
                  needs_rank=True)  # fmt: skip
