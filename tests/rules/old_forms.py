@@ -51,8 +51,8 @@ def at_opset(sample: Sample, opset: int) -> Sample | None:
     if sample.op == "GroupNormalization":  # before opset 21 of other shapes: tests/passes/test_import.py
         return None
     old = _with_attributes(sample, schema, opset)
-    if old is not None and sample.op == "GridSample" and (mode := sample.attributes.get("mode")):
-        old.attributes["mode"] = _MODES.get(mode, mode)
+    if old is not None and sample.op == "GridSample" and opset < 20 and "mode" in old.attributes:
+        old.attributes["mode"] = _MODES.get(old.attributes["mode"], old.attributes["mode"])
     if old is None or any(name not in schema.attributes for name in old.attributes):
         return None
     return old if sample.outputs <= schema.max_output and _valid(old) else None

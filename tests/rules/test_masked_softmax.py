@@ -27,7 +27,10 @@ WAYS = {
 
 def model(op: str, way: str, axis: int = -1) -> onnx.ModelProto:
     return parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 21]>
-        g (float[4,4] x) => (float[4,4] z) <float zero = {{0}}, int64[1] last = {{1}}> {{ y = {op}<axis = {axis}>(x) {WAYS[way]} }}""")
+        g (float[4,4] x) => (float[4,4] z) <float zero = {{0}}, int64[1] last = {{1}}> {{
+            y = {op}<axis = {axis}>(x)
+            {WAYS[way]}
+        }}""")
 
 
 def gradient(proto: onnx.ModelProto, scores: Array, cotangent: Array) -> Array:
