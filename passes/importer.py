@@ -160,7 +160,8 @@ def inline(model: ir.Model) -> None:
 
 def _take_apart(model: ir.Model) -> None:
     """Operators without a rule that ONNX itself defines by others become those."""
-    write_out_mean_variance(model)
+    if not REGISTRY.knows("", "MeanVarianceNormalization"):
+        write_out_mean_variance(model)
     mine = [op_type for op_type in BY_BODY if not REGISTRY.knows("", op_type)]
     calls = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type in mine]
     for node in calls:

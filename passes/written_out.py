@@ -1,5 +1,9 @@
 """Nodes that ONNX Runtime's kernel does not take, in a configuration of the operator's page, become what they are
-made of: an Attention with windows, or whose mask is to be broadcast or lengthened."""
+made of: an Attention with windows, or whose mask is to be broadcast or lengthened.
+
+A Range whose operands are vectors of one element, as ONNX's own definition of AffineGrid has it, runs only as long as
+nothing says their shapes, which import does: they become scalars.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,20 @@ def write_out(model: ir.Model) -> bool:
     for node in nodes:
         assert names is not None
         _replace(node, names, model.opset_imports[""])
-    return bool(nodes)
+    ranges = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type == "Range"]
+    return any([_with_scalars(node, model) for node in ranges]) or bool(nodes)
+
+
+def _with_scalars(node: ir.Node, model: ir.Model) -> bool:
+    """Give a Range scalars in place of vectors; whether there were any."""
+    vectors = [(index, value) for index, value in enumerate(node.inputs) if value is not None and value.shape]
+    if vectors:
+        b, graph = Builder(Names.of(model), prefix=f"{node.outputs[0].name}_"), node.graph
+        assert isinstance(graph, ir.Graph)
+        for index, value in vectors:
+            node.replace_input_with(index, b.op("Reshape", value, b.ints([]), dtype=value.dtype, shape=ir.Shape([])))
+        graph.insert_before(node, b.nodes)
+    return bool(vectors)
 
 
 def _is_beyond_the_kernel(node: ir.Node) -> bool:

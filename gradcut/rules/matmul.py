@@ -52,17 +52,21 @@ def matmul(op: Adjoint) -> Cotangents:
         for name in ("A", "B"):
             if op.wants(name):
                 yield name, op.b.zeros_like(op[name])
-    elif op.rank("B") == 2 and op.rank("A") >= 2:
+    elif op.rank("B") == 2 and (op["A"].shape is None or op.rank("A") >= 2):
         yield from _linear(op)
     else:
         yield from _batched(op)
 
 
 def _linear(op: Adjoint) -> Cotangents:
-    """B is one matrix: dB as a single product over all rows, which no batch of products matches in speed."""
+    """B is one matrix: dB as a single product over all rows, which no batch of products matches in speed.
+
+    It is right for an A of any rank, known or not.
+    """
     b, A, B, dY = op.b, op["A"], op["B"], op.dY
+    is_matrix = A.shape is not None and len(A.shape) == 2
     if op.wants("A"):
-        if op.rank("A") == 2:
+        if is_matrix:
             yield "A", b.op("Gemm", dY, B, transB=1, shape=A.shape)
         else:
             product = b.MatMul(dY, b.transpose(B))
@@ -70,8 +74,8 @@ def _linear(op: Adjoint) -> Cotangents:
             yield "A", product
     if op.wants("B"):
         inner, outer = b.dim(B, 0), b.dim(B, 1)
-        rows = A if op.rank("A") == 2 else b.Reshape(A, b.dims(-1, inner))
-        cotangent = dY if op.rank("A") == 2 else b.Reshape(dY, b.dims(-1, outer))
+        rows = A if is_matrix else b.Reshape(A, b.dims(-1, inner))
+        cotangent = dY if is_matrix else b.Reshape(dY, b.dims(-1, outer))
         yield "B", b.op("Gemm", rows, cotangent, transA=1, shape=B.shape)
 
 

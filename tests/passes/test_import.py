@@ -278,3 +278,15 @@ def test_a_mean_variance_normalization_of_any_width(dtype: str, axes: str) -> No
     expected = (wide - wide.mean(over, keepdims=True)) / wide.std(over, keepdims=True)
     np.testing.assert_allclose(y, expected, atol=1e-7 if dtype == "double" else 1e-2)
     require(check_gradients(parse(text), {"x": x}))
+
+
+def test_a_range_of_vectors_of_one_element_runs_where_their_shapes_are_known() -> None:
+    """As ONNX's definition of AffineGrid has it; the runtime takes them as long as their shapes are unknown."""
+    proto = parse("""g (float[3] x, float s) => (float[3] y) <int64 zero = {0}, int64 one = {1}> {
+        size = Shape (x) steps = Range (zero, size, one) f = CastLike (steps, x) z = Mul (f, s) y = Mul (x, z)
+    }""")
+    feeds = {"x": np.arange(3, dtype=np.float32) + 1, "s": np.float32(2), "y_grad": np.ones(3, np.float32)}
+    y, dx, ds = run(gradcut.vjp(proto, ["x", "s"], ["y"]), feeds)
+    np.testing.assert_array_equal(y, [0, 4, 12])
+    np.testing.assert_array_equal(dx, [0, 2, 4])
+    assert ds == 0 * 1 + 1 * 2 + 2 * 3

@@ -27,6 +27,8 @@ def samples() -> Iterator[Sample]:
     }
     for name, (a, b) in shapes.items():
         yield sample("MatMul", name, normal(*a), normal(*b), needs_rank=True)
+    for a in ((2, 3, 4), (3, 4), (4,)):
+        yield sample("MatMul", f"{len(a)}_of_unknown_rank", normal(*a), normal(4, 5), known="B")
 
 
 def _gemm() -> Iterator[Sample]:
