@@ -22,7 +22,8 @@ def write_out(model: ir.Model) -> bool:
         assert names is not None
         _replace(node, names, model.opset_imports[""])
     ranges = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type == "Range"]
-    return any([_with_scalars(node, model) for node in ranges]) or bool(nodes)
+    vectors = [_with_scalars(node, model) for node in ranges]
+    return bool(nodes) or any(vectors)
 
 
 def _with_scalars(node: ir.Node, model: ir.Model) -> bool:

@@ -10,13 +10,49 @@ import pytest
 
 import gradcut
 from gradcut.api import VJP
+from gradcut.rules import REGISTRY
+from gradcut.rules.registry import is_variadic
 from gradcut.runtime.check import check_gradients, require
 from gradcut.runtime.widen import runtime
 from tests.rules.sample import Array, Built, Sample, build, sample
 from tests.rules.samples import SAMPLES
 
 #: Of each operator, with samples that differ only in shapes, the first few.
-FEW = [s for s in SAMPLES if [t for t in SAMPLES if t.op == s.op].index(s) < 24]
+FEW = [s for s in SAMPLES if [t for t in SAMPLES if (t.domain, t.op) == (s.domain, s.op)].index(s) < 24]
+#: What the gradient of a gradient is promised of, by operator.
+GROUPS = {
+    "elementwise": """
+        Abs Acos Acosh Add Asin Asinh Atan Atanh Cast CastLike Celu Clip Cos Cosh Div Elu Erf Exp Gelu HardSigmoid
+        HardSwish Identity LeakyRelu Log Max Mean Min Mish Mod Mul Neg PRelu Pow Reciprocal Relu Selu Shrink Sigmoid Sin
+        Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where
+    """,
+    "MatMul": "Gemm MatMul Det",
+    "Conv": "Conv ConvTranspose",
+    "normalisation": """
+        BatchNormalization GroupNormalization InstanceNormalization LRN LayerNormalization LpNormalization
+        RMSNormalization SimplifiedLayerNormalization
+    """,
+    "softmax": "LogSoftmax Softmax",
+}
+#: The modules that these rules are in: a rule that joins them joins a group.
+_MODULES = ("activation", "conv", "elementwise", "matmul", "norm")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_operand_of_a_group_is_differentiated_twice(group: str) -> None:
+    """By `test_gradient_of_the_gradient`, which has every sample named here."""
+    for op in GROUPS[group].split():
+        (rule,) = [rule for rule in REGISTRY if (rule.domain, rule.op_type) == ("", op)]
+        wanted = {name for one in FEW if (one.domain, one.op) == ("", op) for name in one.wanted}
+        if is_variadic("", op):
+            wanted = {name.rpartition("_")[0] or name for name in wanted}
+        assert rule.differentiable <= wanted, op
+
+
+def test_no_rule_is_left_out_of_the_groups() -> None:
+    named = {op for group in GROUPS.values() for op in group.split()}
+    modules = [f"gradcut.rules.{name}" for name in _MODULES]
+    assert {rule.op_type for rule in REGISTRY if rule.vjp and rule.vjp.__module__ in modules} <= named
 
 
 def gradient_model(sample: Sample, built: Built) -> tuple[onnx.ModelProto, dict[str, Array], dict[str, dict[str, str]]]:
