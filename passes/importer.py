@@ -5,7 +5,8 @@
    that have no rule here, become those.
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
-4. Unnamed nodes get a name. Bodies are put in order, see `gradcut.passes.bodies`.
+4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see
+   `gradcut.passes.bodies`.
 5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`,
    `known_sequences` and, for those that a Loop collects, `loop_sequences`.
@@ -42,7 +43,7 @@ from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.bodies import settle_bodies
 from gradcut.passes.consistency import check_operators, check_shapes, check_types
-from gradcut.passes.contrib_types import with_stand_ins
+from gradcut.passes.contrib_types import MICROSOFT, with_stand_ins
 from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
 from gradcut.passes.kinds import check_kind
 from gradcut.passes.known_sequences import construct_sequences
@@ -59,6 +60,8 @@ from gradcut.text import nearest
 
 #: Operators without a rule here that ONNX defines by a function of others.
 BY_BODY = frozenset({"MeanVarianceNormalization", "SwiGLU"})
+#: How many outputs ONNX Runtime insists on, of its own operators.
+_LEAST_OUTPUTS = {(MICROSOFT, "EmbedLayerNormalization"): 2}
 #: What exporters call any dimension that is open.
 _NAMELESS = frozenset({"", "?", "-1", "None"})
 
@@ -86,6 +89,7 @@ class Import(Pass):
         _say_onesided(model)
         _unshadow(model.graph)
         name_nodes(model)
+        _name_outputs(model)
         settle_bodies(model)
         mark_as_torch(model)
         declare(model)
@@ -219,6 +223,17 @@ def name_nodes(model: ir.Model) -> None:
         if not node.name or node.name in seen:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
         seen.add(node.name)
+
+
+def _name_outputs(model: ir.Model) -> None:
+    """An output that a node leaves out and its operator must have: behind the others, serialising would drop it."""
+    nodes = [node for node in model.graph.all_nodes() if (node.domain, node.op_type) in _LEAST_OUTPUTS]
+    names = Names.of(model) if nodes else Names()
+    for node in nodes:
+        least = _LEAST_OUTPUTS[node.domain, node.op_type]
+        node.resize_outputs(max(least, len(node.outputs)))
+        for index, value in enumerate(node.outputs[:least]):
+            value.name = value.name or names.fresh(f"{node.outputs[0].name}_{index}")
 
 
 def _lift_constants(model: ir.Model) -> None:
