@@ -10,7 +10,7 @@ cycles are the carried values, so the walks find the fixpoint there too.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from gradcut.dialect import is_mark, mark_reason, reported_name
 from gradcut.ops import is_float
-from gradcut.subgraphs import inner_graphs
+from gradcut.subgraphs import every_node, inner_graphs
 
 #: Why a use carries no cotangent, in the order in which they apply.
 REASONS = ("mark", "stop-at", "dtype", "zero-derivative", "frozen", "not-trained", "data")
@@ -65,11 +65,10 @@ class Flow(NamedTuple):
 
 
 class FlowGraph:
-    """Every way data takes through a graph and the graphs inside it, in the order of the nodes."""
+    """Every way data takes through nodes (of a graph) and the graphs inside them, in the order of the nodes."""
 
-    def __init__(self, graph: ir.Graph, declarations: Declarations) -> None:
-        self.flows = [flow for node in graph.all_nodes() for flow in _flows(node, declarations)]
-        self.inputs = list(graph.inputs)
+    def __init__(self, nodes: Iterable[ir.Node], declarations: Declarations) -> None:
+        self.flows = [flow for node in every_node(nodes) for flow in _flows(node, declarations)]
         self.outgoing: dict[ir.Value, list[Flow]] = defaultdict(list)
         self.incoming: dict[ir.Value, list[Flow]] = defaultdict(list)
         for flow in self.flows:
@@ -102,15 +101,15 @@ def analyze_graph(
     varied = flow_graph.forward(wrt, _carries)
     useful = flow_graph.backward(of, _carries)
     active = varied & useful
-    cut = _Cut(flow_graph, of, wrt, varied, active, parameters, frozen)
+    cut = _Cut(flow_graph, graph.inputs, of, wrt, varied, active, parameters, frozen)
     return Activity(_names(varied), _names(useful), _names(active), tuple(cut.edges()))
 
 
 def active_values(
-    graph: ir.Graph, of: Collection[ir.Value], wrt: Collection[ir.Value], declarations: Declarations
+    nodes: Iterable[ir.Node], of: Collection[ir.Value], wrt: Collection[ir.Value], declarations: Declarations
 ) -> set[ir.Value]:
-    """The active values themselves, for the passes that build on them."""
-    flow_graph = FlowGraph(graph, declarations)
+    """The active values themselves, for the passes that build on them; `nodes` may be a graph."""
+    flow_graph = FlowGraph(nodes, declarations)
     return flow_graph.forward(wrt, _carries) & flow_graph.backward(of, _carries)
 
 
@@ -120,6 +119,7 @@ class _Cut:
     def __init__(
         self,
         graph: FlowGraph,
+        inputs: Sequence[ir.Value],
         of: Collection[ir.Value],
         wrt: Collection[ir.Value],
         varied: set[ir.Value],
@@ -128,9 +128,9 @@ class _Cut:
         frozen: Collection[ir.Value],
     ) -> None:
         self.graph, self.varied, self.active = graph, varied, active
-        self.wrt = wrt
+        self.inputs, self.wrt = inputs, wrt
         self.parameters, self.frozen = set(parameters), set(frozen)
-        sources = {*self.parameters, *(value for value in graph.inputs if is_float(value))}
+        sources = {*self.parameters, *(value for value in inputs if is_float(value))}
         anything = lambda flow: True
         self.from_source = graph.forward(sources, anything)
         self.from_wanted = graph.forward(wrt, anything)
@@ -172,7 +172,7 @@ class _Cut:
         """
         wanted: dict[ir.Value, set[str]] = defaultdict(set)
         plain: dict[ir.Value, set[str]] = defaultdict(set)
-        for value in (*self.parameters, *self.graph.inputs):
+        for value in (*self.parameters, *self.inputs):
             plain[value].add(self._source_kind(value))
         for flow in self.graph.flows:
             if flow.blocked is not None:

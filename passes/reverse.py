@@ -2,7 +2,8 @@
 
 A `Sweep` is one walk over the nodes of one graph. The nodes of a body (If, Loop, Scan) are walked by a sweep of their
 own, whose builder makes the nodes of the backward's body: the rule of the node asks for it, see
-`gradcut.rules.control_flow`. All sweeps of a question share what is active.
+`gradcut.rules.control_flow`. So are the nodes that an operator is made of, see `gradcut.rules.compose`. All sweeps of a
+question share what is active.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from gradcut.activity import active_values
 from gradcut.dialect import is_mark
 from gradcut.errors import NoGradientError
 from gradcut.ops import Builder, broadcast_shapes, is_float
@@ -48,11 +50,13 @@ class Question:
         nodes: Sequence[ir.Node],
         seeds: Iterable[tuple[ir.Value, ir.Value]],
         wanted: Iterable[ir.Value],
+        finite: bool = False,
     ) -> list[ir.Value | None]:
         """Differentiate the nodes of a body, in `b`.
 
         Args:
             seeds: values of the body with a cotangent each.
+            finite: whether those are known to be finite where the forward's values are.
 
         Returns:
             The cotangent of each wanted value; None is zero.
@@ -60,9 +64,21 @@ class Question:
         sweep = Sweep(self, b)
         for value, cotangent in seeds:
             sweep.add(value, cotangent)
-            self.wild.add(value)
+            self.wild.update(() if finite else (value,))
         sweep.walk(nodes)
         return [sweep.total(value, named=False) for value in wanted]  # outside, a value has a cotangent of that name
+
+    def differentiate_made(
+        self,
+        b: Builder,
+        nodes: Sequence[ir.Node],
+        seeds: Sequence[tuple[ir.Value, ir.Value]],
+        wanted: Sequence[ir.Value],
+        finite: bool,
+    ) -> list[ir.Value | None]:
+        """Differentiate nodes that a rule made, in `b`, see `differentiate`; what is active among them is found here."""
+        self.active |= active_values(nodes, [value for value, _ in seeds], wanted, REGISTRY)
+        return self.differentiate(b, nodes, seeds, wanted, finite)
 
 
 class Sweep:

@@ -19,7 +19,7 @@ Captures = Iterator[tuple[str | int | ir.Value, ir.Value]]
 
 
 class Inside(Protocol):
-    """What the engine lends a rule whose node has graphs inside.
+    """What the engine lends a rule that differentiates nodes: of graphs inside its own, or such as it made.
 
     Attributes:
         active: the values that carry a cotangent, inside bodies too; a rule adds its copies of such values.
@@ -37,6 +37,21 @@ class Inside(Protocol):
         """Append the backward of `nodes` to `b`: from cotangents of some values to those of the wanted ones."""
         ...
 
+    def differentiate_made(
+        self,
+        b: Builder,
+        nodes: Sequence[ir.Node],
+        seeds: Sequence[tuple[ir.Value, ir.Value]],
+        wanted: Sequence[ir.Value],
+        finite: bool,
+    ) -> list[ir.Value | None]:
+        """Likewise, of nodes that a rule made: what is active among them is what lies on the way.
+
+        Args:
+            finite: whether the seeds' cotangents are known to be, see `Adjoint`.
+        """
+        ...
+
 
 class Adjoint:
     """The backward of one node.
@@ -49,7 +64,7 @@ class Adjoint:
         opset: of the model, for messages and for rules that changed.
         finite: whether the cotangents are known to be finite where the forward's values are.
         captured: the active values from outside that graphs inside the node read; each is wanted.
-        inside: differentiates the graphs inside the node.
+        inside: differentiates the graphs inside the node, and nodes that the rule made.
     """
 
     def __init__(
