@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.dialect import DOMAIN
-from gradcut.dialect.straight import STRAIGHT
+from gradcut.dialect import DOMAIN, declare, new_mark
+from gradcut.dialect.straight import STRAIGHT, is_straight
 from gradcut.errors import SpecError, UnsupportedModelError
 from gradcut.ops import Builder, Names
 from gradcut.parameters import constant_tensor
@@ -56,6 +56,27 @@ def pass_straight_through(model: ir.Model) -> None:
         done = any(use.op_type == STRAIGHT for reader in readers for use, _ in reader.outputs[0].uses())
         if readers and not done:
             _estimate(node, readers, names)
+
+
+def spell_out(model: ir.Model) -> None:
+    """Put what an estimator means in its place: stop(Y) + (X - stop(X) where `inside`, else 0).
+
+    Its value is Y and its derivative the estimator's, in differences too, which hold still what is marked.
+    """
+    names = Names.of(model)
+    for node in [node for node in model.graph.all_nodes() if is_straight(node)]:
+        graph, (y, x, inside), old = node.graph, node.inputs, node.outputs[0]
+        assert isinstance(graph, ir.Graph) and y is not None and x is not None
+        marks = [new_mark(value, names) for value in (y, x)]
+        b = Builder(names, prefix=f"{old.name}_")
+        with b.arithmetic():
+            moved = b.Where(inside, x - marks[1].outputs[0], b.scalar_like(0.0, x))
+            new = b.op("Add", marks[0].outputs[0], moved, dtype=old.dtype, shape=old.shape)
+        graph.insert_before(node, [*marks, *b.nodes])
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        new.name = old.name
+    declare(model)
 
 
 def _check_pair(quantize: ir.Node, reader: ir.Node) -> None:

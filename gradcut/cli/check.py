@@ -26,16 +26,17 @@ def command(
     seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="No further gradient is looked at after this long.")
     ] = 60.0,
+    quantized: Annotated[str, typer.Option(metavar="Q", help="refuse or straight-through.")] = "refuse",
 ) -> None:
     """Compare the gradients of MODEL with finite differences."""
     from gradcut.errors import GradientCheckError
     from gradcut.passes.propagate import main_values
     from gradcut.runtime.check import check_gradients, imported
 
-    work = imported(model)
+    work = imported(model, quantized=quantized)
     feeds = None if data is None else _rows(data, rows, work)
     wanted = None if wrt is None else _matched(wrt, [*main_values(work.graph)])
-    report = check_gradients(model, feeds, wanted, seed=seed, seconds=seconds)
+    report = check_gradients(model, feeds, wanted, seed=seed, seconds=seconds, quantized=quantized)
     typer.echo(str(report))
     if not report.ok:
         raise GradientCheckError(report.summary)

@@ -24,6 +24,7 @@ from gradcut.ops import is_float
 from gradcut.parameters import parameters
 from gradcut.passes import Import, StopGradient
 from gradcut.passes.propagate import main_values
+from gradcut.passes.straight_through import allow, spell_out
 from gradcut.rules import REGISTRY
 from gradcut.runtime.backward import Backward, line
 from gradcut.runtime.budget import Budget, spread
@@ -50,6 +51,7 @@ def check_gradients(
     backward: str = "runtime",
     differences: Differences | None = None,
     seconds: float | None = None,
+    quantized: str = "refuse",
 ) -> CheckReport:
     """Compare the gradients of a model with finite differences.
 
@@ -64,6 +66,7 @@ def check_gradients(
         differences: of an earlier check of this model, feeds and seed, whose evaluations are used again.
         seconds: no further value is looked at after this long; those looked at are spread over the model, the others
             are the report's `unseen`. None: all of them.
+        quantized: as in `gradcut.vjp`; what is rounded is held still, and what went in moves it.
 
     Raises:
         SpecError, NoGradientError: as `gradcut.vjp`, and a seed below 0; FeedError: inputs that cannot be made up, or
@@ -72,21 +75,23 @@ def check_gradients(
     if seed < 0:
         raise SpecError(f"seed is {seed}; it is at least 0")
     budget = Budget(seconds)
-    work = imported(model, stop_at)
+    work = imported(model, stop_at, quantized)
+    spell_out(work)
     given = random_feeds(work, seed, sizes) if feeds is None else feeds
     arrays = {name: array if isinstance(array, list) else np.asarray(array) for name, array in given.items()}
     asked = list(of if of is not None else (v.name or "" for v in work.graph.outputs if is_float(v)))
     wanted = list(wrt if wrt is not None else _every_value(work))
-    emitted = Backward(vjp(model, wanted, asked, stop_at), len(asked), backward)
+    emitted = Backward(vjp(model, wanted, asked, stop_at, quantized=quantized), len(asked), backward)
     base = differences.base if differences is not None else _forward(work, arrays, asked, made_up=feeds is None)
     check = _Check(work, asked, seed, directions, backward)
     point = check.point(emitted, arrays, wanted, base, differences)
     return check.report(point, wanted, budget)
 
 
-def imported(model: Source, stop_at: str | Sequence[str] = ()) -> ir.Model:
+def imported(model: Source, stop_at: str | Sequence[str] = (), quantized: str = "refuse") -> ir.Model:
     """A copy of the model as `vjp` sees it before it asks anything."""
     work = own(model)
+    allow(work, quantized)
     Import()(work)
     StopGradient(at=as_patterns(stop_at))(work)
     return work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 import gradcut
 from gradcut.cli.app import app
 from gradcut.errors import SpecError, UnsupportedModelError
+from gradcut.rules import REGISTRY
+from gradcut.runtime.check import check_gradients
 from models import zoo
 from tests.written import session
 
@@ -172,6 +175,30 @@ def test_the_input_of_a_quantised_model_gets_nearly_the_gradient_of_the_float_on
         found.append(run.run(None, {**feeds, cotangent: np.ones_like(logits) * np.arange(10, dtype=np.float32)})[1])
     float_, rounded = (g.ravel().astype(np.float64) for g in found)
     assert float_ @ rounded / np.linalg.norm(float_) / np.linalg.norm(rounded) > 0.9
+
+
+def test_a_check_holds_the_rounding_still(tmp_path: Path) -> None:
+    onnx.save(pair(TensorProto.INT8, np.float32(0.05), np.array(0), (3, 4)), tmp_path / "m.onnx")
+    arguments = ["check", str(tmp_path / "m.onnx"), "--wrt", "x"]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code != 0 and "--quantized straight-through" in refused.output
+    result = CliRunner().invoke(app, [*arguments, "--quantized", ON])
+    assert result.exit_code == 0, result.output
+    assert "1 gradients agree with finite differences" in result.output
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_check_sees_where_the_range_ends(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient stops there; one that does not is found out."""
+    if wrong:
+        (rule,) = [rule for rule in REGISTRY if rule.op_type == "StraightThrough"]
+        through = replace(rule, vjp=lambda op: iter([("X", op.dY)]))
+        monkeypatch.setitem(REGISTRY._rules, (rule.domain, rule.op_type), [through])
+    x, _ = data(4, 50)
+    report = check_gradients(
+        pair(TensorProto.INT8, np.float32(0.02), np.array(3), x.shape), {"x": x}, ["x"], quantized=ON
+    )
+    assert report.ok is not wrong, str(report)
 
 
 def test_weights_before_a_pair_train(tmp_path: Path) -> None:
