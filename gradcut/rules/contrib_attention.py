@@ -1,4 +1,4 @@
-"""Attention of ONNX Runtime's own: with the projections in it, of several heads, and its rotary embedding.
+"""Attention of ONNX Runtime's own: with the projections in it, of several heads, of grouped ones.
 
 Operands and attributes: docs/ContribOperators.md of onnxruntime. Masks add `mask_filter_value` where they forbid.
 """
@@ -18,7 +18,6 @@ from gradcut.rules.attention import (
     of_rank,
     places,
     positions,
-    rotated,
     scaled_scores,
     split_heads,
     weighted,
@@ -180,50 +179,3 @@ def _lengths(op: Adjoint, mask: ir.Value, Q: ir.Value, K: ir.Value) -> ir.Value:
 def _row(b: Builder, x: ir.Value, at: int) -> ir.Value:
     assert x.shape is not None
     return b.op("Gather", x, b.constant(at, ir.DataType.INT64), axis=0, shape=ir.Shape(x.shape[1:]))
-
-
-# --- positions -----------------------------------------------------------------------------------------------
-
-
-@composed(
-    "RotaryEmbedding",
-    "input cos_cache sin_cache",
-    operands="input position_ids cos_cache sin_cache",
-    domain=MICROSOFT,
-)
-def rotary_embedding(op: Adjoint) -> Sequence[ir.Value | None]:
-    """Pairs of a head turned by the angle of their position; Su et al. 2021. Position ids: [batch, sequence], or the
-    first one, [1], of all rows.
-
-    Not covered: is_packed_batching, and a rank of the input that is unknown.
-    """
-    b, rank = op.b, op.rank("input")
-    if op.attr("is_packed_batching", 0):
-        op.refuse("is_packed_batching=1 has no rule")
-    size, heads = op.attr("rotary_embedding_dim", 0), op.attr("num_heads", 0)
-    cos, sin = (of_rank(b, op[name], 2) for name in ("cos_cache", "sin_cache"))
-    if rank == 3 and not heads:
-        heads = _heads_by_cache(op, cos)
-    x = split_heads(b, op["input"], heads) if rank == 3 else op["input"]
-    ids = op["position_ids"]
-    if op.rank("position_ids") == 1:
-        ids = b.op("Unsqueeze", ids + positions(b, x, 2), b.ints([0]), shape=ir.Shape([1, None]))
-    y = rotated(b, x, _angles(b, cos, ids), _angles(b, sin, ids), size, bool(op.attr("interleaved", 0)))
-    return [merge_heads(b, y) if rank == 3 else y]
-
-
-def _heads_by_cache(op: Adjoint, cos: ir.Value) -> int:
-    """Where the number of heads is not said, a head is as wide as the whole of a cache turns."""
-    shape, half = op["input"].shape, cos.shape[1] if cos.shape is not None else None
-    hidden = shape[2] if shape is not None else None
-    if not isinstance(hidden, int) or not isinstance(half, int) or hidden % (2 * half):
-        op.refuse("num_heads is not said, and the widths of input and cos_cache do not say it")
-    return hidden // (2 * half)
-
-
-def _angles(b: Builder, cache: ir.Value, ids: ir.Value) -> ir.Value:
-    """[batch, 1, sequence, size / 2]"""
-    width = cache.shape[1] if cache.shape is not None else None
-    batch, length = (*ids.shape,) if ids.shape is not None else (None, None)
-    found = b.op("Gather", cache, ids, axis=0, shape=ir.Shape([batch, length, width]))
-    return b.op("Unsqueeze", found, b.ints([1]), shape=ir.Shape([batch, 1, length, width]))
