@@ -169,7 +169,8 @@ class _Attended(_Contrib):
     def attend(self, q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
         scores = np.einsum("bhqd,bhkd->bhqk", q, k) * (self.attr("scale", 0.0) or 1.0 / math.sqrt(q.shape[-1]))
         if mask is not None:
-            scores = scores + np.where(_kept(mask, len(q), k.shape[2]), 0.0, self.attr("mask_filter_value", -10000.0))
+            added = np.where(_kept(mask, len(q), k.shape[2]), 0.0, self.attr("mask_filter_value", -10000.0))
+            scores = scores + added.astype(scores.dtype)
         scores = scores if bias is None else scores + bias
         if self.attr("unidirectional", 0):
             ahead = np.arange(k.shape[2])[None] - np.arange(q.shape[2])[:, None] - (k.shape[2] - q.shape[2])
