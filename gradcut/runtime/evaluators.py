@@ -48,6 +48,14 @@ class GatherElements(OpRun):
         return (data[tuple(places)],)
 
 
+class Flatten(OpRun):
+    """Onnx's cannot tell how long the rows of no element are."""
+
+    def _run(self, x: Array, axis: int = 1) -> tuple[Array]:
+        place = axis + x.ndim if axis < 0 else axis
+        return (x.reshape(math.prod(x.shape[:place]), math.prod(x.shape[place:])),)
+
+
 class Pad(PlainPad):
     """Onnx's takes no negative pads, which crop."""
 
@@ -115,7 +123,7 @@ class Conv(OpRun):
 
 
 BETTER: list[type[OpRun]] = [
-    *(Erf, Gelu, GatherElements, GlobalMaxPool, Conv, Pad, Attention, GRU, LSTM, LpNormalization, RNN),
+    *(Erf, Flatten, Gelu, GatherElements, GlobalMaxPool, Conv, Pad, Attention, GRU, LSTM, LpNormalization, RNN),
     *POOLS,
     *IMAGES,
     *SAMPLERS,

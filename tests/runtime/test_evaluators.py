@@ -67,3 +67,13 @@ def test_the_largest_of_a_sequence() -> None:
     x = random(2, 3, 7)
     _, (ours,) = both("GlobalMaxPool", [x])
     np.testing.assert_array_equal(ours, x.max(2, keepdims=True))
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (1, 0)), (1, (2, 0)), (2, (0, 3)), (-1, (0, 3)), (3, (0, 1))])
+def test_flattening_what_has_no_element(axis: int, shape: tuple[int, int]) -> None:
+    """The shapes are those of the operator page; onnx's own fails behind the axis of size 0."""
+    node = helper.make_node("Flatten", ["x"], ["y"], axis=axis)
+    given, found = helper.make_tensor_value_info("x", TensorProto.DOUBLE, [2, 0, 3]), onnx.ValueInfoProto(name="y")
+    model = helper.make_model(helper.make_graph([node], "g", [given], [found]))
+    (ours,) = ReferenceEvaluator(model, new_ops=BETTER).run(None, {"x": np.zeros((2, 0, 3))})
+    assert ours.shape == shape
