@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradcut
-from gradcut.runtime.check import check_gradients
 from gradcut.runtime.widen import runtime
 
 SEED, T, N, INPUTS, HIDDEN = 11, 5, 3, 4, 2
@@ -231,40 +229,3 @@ def legacy_gradients(kind: str, module: Tagger) -> list[list[np.ndarray]]:
         found.append([tensor.numpy() for tensor in stacked])
     head = module.head
     return [*found, [head.weight.grad.T.numpy(), head.bias.grad.numpy()]]
-
-
-# --- a real file -------------------------------------------------------------------------------------------------
-
-
-def silero() -> Path:
-    """A detector of speech as its makers ship it: a spectrum, convolutions, an LSTM over windows, a sigmoid."""
-    spec = importlib.util.find_spec("silero_vad")  # its package itself wants torchaudio
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "data" / "silero_vad_16k_sequence.onnx"
-
-
-def silero_feeds(windows: int) -> Arrays:
-    rng = np.random.default_rng(SEED)
-    state = {name: rng.standard_normal((1, 1, 128)).astype(np.float32) * 0.1 for name in ("h", "c")}
-    sound = rng.standard_normal((windows, 576)).astype(np.float32) * 0.1
-    return {"input": sound, **state}
-
-
-def test_gradients_of_silero() -> None:
-    report = check_gradients(silero(), silero_feeds(4), directions=1)
-    assert report.forward.startswith("float64"), report.notes
-    assert report.ok, str(report)
-
-
-@pytest.mark.parametrize("train", [None, ["output.*"]], ids=["all", "head"])
-def test_silero_trains(train: list[str] | None) -> None:
-    """The loss falls; the frozen rest stays as it is, and of the LSTM no backward is built for the head alone."""
-    art = gradcut.compile(silero(), "mse:output=speech_probs", train, optimizer=gradcut.SGD(lr=0.05))
-    kinds = [node.op_type for node in art.training_model.graph]
-    assert ("Scan" in kinds) == (train is None)
-    session = gradcut.TrainingSession(art)
-    feeds = {**silero_feeds(6), "labels": np.linspace(0.2, 0.8, 6, dtype=np.float32)}
-    before, losses = session.parameters(), [session.step(feeds).loss for _ in range(8)]
-    assert losses[-1] < losses[0]
-    moved = {name for name, array in session.parameters().items() if not np.array_equal(array, before[name])}
-    assert moved == set(art.trainable)
