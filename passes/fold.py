@@ -25,7 +25,8 @@ from gradcut.parameters import COMPUTED
 from gradcut.passes.base import TRAINABLE, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 
-_EVALUATED = frozenset(
+#: What onnx's reference evaluator gets right.
+EVALUATED = frozenset(
     """Abs Add And Cast Ceil Concat ConstantOfShape CumSum Div Equal Expand Flatten Floor Gather GatherElements GatherND
     Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg NonZero Not OneHot Or Pow Range Reciprocal
     ReduceMax ReduceMin ReduceProd ReduceSum Reshape ScatterElements ScatterND Sign Slice Split Sqrt Squeeze Sub
@@ -58,7 +59,7 @@ class Fold(Pass):
             if changes_nothing(node):
                 bypass(node)
                 continue
-            result = _static(node)
+            result = static(node)
             if result is None:
                 result = self._evaluated(node, model.opset_imports[""])
             if result is not None:
@@ -99,7 +100,7 @@ def _is_matrix(node: ir.Node) -> bool:
 
 
 def _is_whole(node: ir.Node) -> bool:
-    starts, ends, _, steps = ([_constant(v) if v is not None else None for v in node.inputs[1:]] + [None] * 4)[:4]
+    starts, ends, _, steps = ([constant(v) if v is not None else None for v in node.inputs[1:]] + [None] * 4)[:4]
     stepped = len(node.inputs) > 4 and node.inputs[4] is not None and (steps is None or bool((steps != 1).any()))
     if starts is None or ends is None or stepped:
         return False
@@ -112,7 +113,7 @@ def bypass(node: ir.Node) -> None:
         ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
 
 
-def _static(node: ir.Node) -> np.ndarray[Any, Any] | None:
+def static(node: ir.Node) -> np.ndarray[Any, Any] | None:
     """Case 1."""
     if node.op_type not in ("Shape", "Size") or node.inputs[0] is None:
         return None
@@ -128,18 +129,23 @@ def _static(node: ir.Node) -> np.ndarray[Any, Any] | None:
 
 def _evaluated(node: ir.Node, opset: int) -> np.ndarray[Any, Any] | None:
     """Case 2."""
-    if node.op_type not in _EVALUATED or len(node.outputs) != 1 or not node.inputs:
+    if node.op_type not in EVALUATED:
         return None
-    operands = [None if value is None else _constant(value) for value in node.inputs]
+    operands = [None if value is None else constant(value) for value in node.inputs]
     if any(operand is None and value is not None for operand, value in zip(operands, node.inputs, strict=True)):
         return None
+    return evaluated(node, operands, opset)
+
+
+def evaluated(node: ir.Node, operands: list[Any], opset: int) -> np.ndarray[Any, Any] | None:
+    """What a node of one small result gives of these operands."""
     size = static_dims(node.outputs[0].shape)
-    if size is None or math.prod(size) > _LIMIT:
+    if len(node.outputs) != 1 or not node.inputs or size is None or math.prod(size) > _LIMIT:
         return None
     return _run(node, operands, opset)
 
 
-def _constant(value: ir.Value) -> np.ndarray[Any, Any] | None:
+def constant(value: ir.Value) -> np.ndarray[Any, Any] | None:
     """A small constant that is no parameter."""
     if value.is_graph_input() or (value.is_initializer() and value.dtype in FLOATS):
         return None

@@ -6,7 +6,7 @@
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
 4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see
-   `gradcut.passes.bodies`.
+   `gradcut.passes.bodies`; an If that has no choice gives way to its branch, see `gradcut.passes.branches`.
 5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`,
    `known_sequences` and, for those that a Loop collects, `loop_sequences`.
@@ -42,6 +42,7 @@ from gradcut.ops import Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.bodies import settle_bodies
+from gradcut.passes.branches import take_known_branches
 from gradcut.passes.consistency import check_operators, check_shapes, check_types
 from gradcut.passes.contrib_types import MICROSOFT, with_stand_ins
 from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
@@ -94,6 +95,7 @@ class Import(Pass):
         mark_as_torch(model)
         declare(model)
         TopologicalSortPass()(model)
+        _take_branches(model)
         construct_sequences(model)
         unpack_sequences(model)
         stack_sequences(model)
@@ -253,6 +255,13 @@ def lift_constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
     graph.remove(node, safe=True)
     graph.register_initializer(lifted)
     return lifted
+
+
+def _take_branches(model: ir.Model) -> None:
+    if any((node.domain, node.op_type) == ("", "If") for node in model.graph.all_nodes()):
+        _infer(model)
+        while take_known_branches(model):
+            _infer(model)
 
 
 def _infer(model: ir.Model) -> None:
