@@ -1,6 +1,10 @@
 """Estimates over a graph: floating-point operations, backward nodes, bytes that the forward saves for the backward.
 
 A symbolic dimension counts as `NOMINAL`; ratios between two graphs of one model hardly depend on it.
+
+What a node does includes its bodies: of an If the dearer branch, of a Loop and a Scan the body as often as it is run.
+That is the length of what a Scan slices, and the count of a Loop where that is constant, though a condition may end it
+before; else `NOMINAL` times.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import onnx_ir as ir
+
+from gradcut.subgraphs import captured, every_node, inner_graphs
 
 NOMINAL = 8
 ADJOINT = "gradcut.adjoint"
@@ -27,7 +33,7 @@ class Cost:
 
     Attributes:
         flops: multiplications and additions, forward and backward.
-        backward_nodes: nodes that exist only for gradients.
+        backward_nodes: nodes that exist only for gradients, those in bodies too.
         saved_bytes: forward activations (not parameters, not inputs) that a backward node reads.
     """
 
@@ -53,7 +59,7 @@ def estimate(graph: ir.Graph) -> Cost:
     return Cost(
         flops=forward_flops + sum(flops(node) for node in backward),
         forward_flops=forward_flops,
-        backward_nodes=sum(node.op_type != "Constant" for node in backward),
+        backward_nodes=sum(node.op_type != "Constant" for node in every_node(backward)),
         saved_bytes=sum(_nbytes(value) for value in _saved(nodes, backward)),
     )
 
@@ -72,7 +78,7 @@ def _backward_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Tagged nodes, and what adds their results up: everything that depends on a tagged node."""
     backward: set[ir.Node] = set()
     for node in graph:
-        if is_backward(node) or any(value is not None and value.producer() in backward for value in node.inputs):
+        if is_backward(node) or any(value is not None and value.producer() in backward for value in _read(node)):
             backward.add(node)
     return backward
 
@@ -80,12 +86,17 @@ def _backward_nodes(graph: ir.Graph) -> set[ir.Node]:
 def _saved(nodes: Iterable[ir.Node], backward: set[ir.Node]) -> set[ir.Value]:
     saved: set[ir.Value] = set()
     for node in backward:
-        for value in node.inputs:
+        for value in _read(node):
             origin = _origin(value)
             producer = origin.producer() if origin is not None else None
             if origin is not None and producer is not None and producer not in backward and _is_activation(producer):
                 saved.add(origin)
     return saved
+
+
+def _read(node: ir.Node) -> list[ir.Value | None]:
+    """What a node reads, also inside it."""
+    return [*node.inputs, *captured(inner_graphs(node))]
 
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
@@ -100,13 +111,46 @@ def _is_activation(node: ir.Node) -> bool:
 
 
 def flops(node: ir.Node) -> int:
-    """Operations of one node: 2 m n k of a product, one an element of anything else that computes."""
+    """Operations of one node: 2 m n k of a product, one an element of anything else that computes, bodies included."""
+    if node.op_type in _BODIES and node.domain == "":
+        return _turns(node) * max((sum(map(flops, graph)) for graph in inner_graphs(node)), default=0)
     if node.domain not in ("", "gradcut", "com.microsoft") or node.op_type in _FREE:
         return 0
     counter = _PRODUCTS.get(node.op_type)
     if counter is not None:
         return counter(node)
     return max((_size(value) for value in (*node.inputs, *node.outputs) if value is not None), default=0)
+
+
+_BODIES = frozenset({"If", "Loop", "Scan"})
+#: From here on a count is an exporter's way to leave it to the condition.
+_ENDLESS = 2**31 - 1
+
+
+def _turns(node: ir.Node) -> int:
+    """How often a body is run, as far as that is known."""
+    if node.op_type == "If":
+        return 1
+    if node.op_type == "Scan":
+        count = node.attributes["num_scan_inputs"].as_int()
+        axes = node.attributes["scan_input_axes"].as_ints() if "scan_input_axes" in node.attributes else [0]
+        dims = _dims(node.inputs[len(node.inputs) - count])
+        return dims[axes[0]] if dims else NOMINAL
+    return _turns_of_loop(node)
+
+
+def _turns_of_loop(node: ir.Node) -> int:
+    count = node.inputs[0]
+    tensor = None if count is None else ir.convenience.get_const_tensor(count)
+    if tensor is not None and tensor.numpy().size == 1:
+        turns = int(tensor.numpy().reshape(()))
+        return max(0, turns) if turns < _ENDLESS else NOMINAL
+    measured = None if count is None else count.producer()
+    if measured is not None and measured.op_type == "Size" and measured.inputs[0] is not None:
+        looped = measured.inputs[0].producer()  # whose backward this is: its turns were counted
+        if looped is not None and looped.op_type == "Loop":
+            return _turns_of_loop(looped)
+    return NOMINAL
 
 
 def _gemm(node: ir.Node) -> int:
