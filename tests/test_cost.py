@@ -12,7 +12,8 @@ from tests.written import parse
 
 WEIGHT = "float[4,4] w"
 PRODUCT = 2 * 4 * 4
-LOOP = """g (float[1,4] x, int64 n) => (float[1,4] y) <float[4,4] w = {WEIGHT}, int64 five = {5}, int64 most = {9223372036854775807}, bool on = {1}> {
+LOOP = """g (float[1,4] x, int64 n) => (float[1,4] y) <
+        float[4,4] w = {WEIGHT}, int64 five = {5}, int64 most = {9223372036854775807}, bool on = {1}> {
     y = Loop (COUNT, on, x) <body = step (int64 i, bool go, float[1,4] h) => (bool still, float[1,4] next) {
         still = Identity (go)
         next = MatMul (h, w)
