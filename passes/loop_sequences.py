@@ -1,8 +1,8 @@
 """A Loop that carries a sequence which it only inserts into is a Loop that stacks: so exporters collect a list.
 
 The sequence begins empty, each turn inserts one tensor at its end, and nothing but ConcatFromSequence reads what comes
-out: along a new first axis it gives the stack itself, along the old first axis the stack reshaped, where the shape of
-what is inserted is static. Any other sequence stays.
+out: along a new first axis it gives the stack itself, along the old first axis the stack reshaped, where that axis of
+what is inserted is static, so that each is as long. Any other sequence stays.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _only_joins(sequence: ir.Value, readers: list[ir.Node], insert: ir.Node) -> 
     if sequence.is_graph_output() or any(reader.op_type != "ConcatFromSequence" for reader in readers):
         return False
     inserted = insert.inputs[1]
-    static = inserted is not None and static_dims(inserted.shape) is not None
-    return all(_number(r, "axis") == 0 and (_number(r, "new_axis") == 1 or static) for r in readers)
+    alike = inserted is not None and bool(inserted.shape) and isinstance(inserted.shape[0], int)  # type: ignore[index]
+    return all(_number(r, "axis") == 0 and (_number(r, "new_axis") == 1 or alike) for r in readers)
 
 
 def _stack(graph: ir.Graph, node: ir.Node, found: Collected, names: Names) -> ir.Node:
@@ -101,13 +101,28 @@ def _join(reader: ir.Node, stack: ir.Value, inserted: ir.Value, names: Names) ->
     if _number(reader, "new_axis") == 1:
         joined = b.op("Identity", stack, dtype=inserted.dtype)
     else:
-        joined = b.op("Reshape", stack, b.ints([-1, *(static_dims(inserted.shape) or ())[1:]]), dtype=inserted.dtype)
+        joined = _lengthened(b, stack, inserted)
     assert isinstance(reader.graph, ir.Graph)
     reader.graph.insert_before(reader, b.nodes)
     ir.convenience.replace_all_uses_with(output, joined, replace_graph_outputs=True)
-    joined.shape = output.shape
+    joined.shape = output.shape or joined.shape
     joined.name, output.name = output.name, names.fresh("joined")
     reader.graph.remove(reader, safe=True)
+
+
+def _lengthened(b: Builder, stack: ir.Value, inserted: ir.Value) -> ir.Value:
+    """A stack [T, D, ...] as [T D, ...]."""
+    assert inserted.shape is not None
+    static, shape = static_dims(inserted.shape), ir.Shape([None, *list(inserted.shape)[1:]])
+    if static is not None:
+        return b.op("Reshape", stack, b.ints([-1, *static[1:]]), dtype=inserted.dtype, shape=shape)
+    turns = b.op("Shape", stack, start=0, end=1, dtype=ir.DataType.INT64, shape=ir.Shape([1]))
+    rest = b.op("Shape", stack, start=2, dtype=ir.DataType.INT64, shape=ir.Shape([len(inserted.shape) - 1]))
+    each = inserted.shape[0]
+    assert isinstance(each, int)
+    length = b.op("Mul", turns, b.ints([each]), dtype=ir.DataType.INT64, shape=ir.Shape([1]))
+    dims = b.op("Concat", length, rest, axis=0, dtype=ir.DataType.INT64, shape=ir.Shape([len(inserted.shape)]))
+    return b.op("Reshape", stack, dims, allowzero=1, dtype=inserted.dtype, shape=shape)
 
 
 def _number(node: ir.Node, name: str) -> int:

@@ -3,7 +3,8 @@
 1. A convolution's input has as many dimensions as its kernel.
 2. What a Loop carries may change its shape from turn to turn, so ONNX tells nothing of it. Here it is taken to have
    the shape that it starts with; where a turn does not keep that, the dimensions that change are open, and where it
-   changes the rank, all is. What is left holds by induction.
+   changes the rank, all is. What is left holds by induction. Where the file says what the body is given, the result
+   is what there was before the first turn or what a turn gives.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def infer_bodies(model: ir.Model, infer: Infer) -> None:
         states = [s for s in _states(model) if s.given.shape is None and s.operand.shape is not None]
         states = [state for state in states if state.given not in tried]
         tried.update(state.given for state in states)
-        if not _assume(model, states, infer) and not told:
+        said = sum([_from_body(state) for state in _states(model)])
+        if said:
+            infer(model)
+        if not _assume(model, states, infer) and not told and not said:
             return
 
 
@@ -68,6 +72,14 @@ def _states(model: ir.Model) -> Iterator[Carried]:
         for operand, given, result, output in zip(*columns, strict=False):
             if operand is not None and isinstance(operand.type, ir.TensorType):
                 yield Carried(operand, given, result, output)
+
+
+def _from_body(state: Carried) -> bool:
+    """Case 2, where the body says what it is given."""
+    if state.given.shape is None or state.output.shape is not None:
+        return False
+    state.output.shape = _kept(state.operand.shape, state.result.shape)
+    return state.output.shape is not None
 
 
 def _assume(model: ir.Model, states: list[Carried], infer: Infer) -> bool:
