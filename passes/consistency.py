@@ -200,12 +200,17 @@ def _accuse(bare: onnx.ModelProto, errors: str) -> None:
     nodes = {node.name: node for node in bare.graph.node if _is_plain(node)}
     for line in errors.splitlines():
         found = _SHAPE_ERROR.search(line)
-        if found is not None and found["node"] in nodes:
+        if found is not None and found["node"] in nodes and not _is_unfounded(nodes[found["node"]], found["why"]):
             node = nodes[found["node"]]
             raise ImportModelError(
                 f"node {node.name!r} ({node.op_type}) cannot take {join_names(_operands(bare, node))}: {found['why']}; "
                 "correct the model, or the shapes that its inputs declare"
             )
+
+
+def _is_unfounded(node: onnx.NodeProto, why: str) -> bool:
+    """Onnx's inference takes a number of sizes or scales that only run time knows for 0."""
+    return node.op_type == "Resize" and "(0) must be same as" in why
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:

@@ -107,6 +107,8 @@ class Sweep:
     def _visit(self, node: ir.Node, cotangents: dict[int, ir.Value]) -> None:
         wanted = frozenset(i for i in range(len(node.inputs)) if self._wants(node, i, cotangents))
         outside = [value for value in captured(inner_graphs(node)) if value in self.question.active]
+        if not any(inner_graphs(node)):
+            wanted -= _without_elements(node, cotangents, wanted)
         if not wanted and not outside:
             return
         rule = self._rule(node)
@@ -204,6 +206,22 @@ class Sweep:
             self.question.owner[cotangent] = value
         self._total[value] = cotangent
         return cotangent
+
+
+def _without_elements(node: ir.Node, outputs: Iterable[int], wanted: frozenset[int]) -> frozenset[int]:
+    """Operands whose cotangent is zero because they, or all outputs with one, are known to have no elements.
+
+    Rules need not see to sizes that are 0 then, for which kernels fail, or, as Conv's, never end.
+    """
+    if not any(value is not None and _is_empty(value) for value in node.inputs):
+        return frozenset()
+    if all(_is_empty(node.outputs[index]) for index in outputs):
+        return wanted
+    return frozenset(index for index in wanted if (value := node.inputs[index]) is not None and _is_empty(value))
+
+
+def _is_empty(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.shape is not None and any(dim == 0 for dim in value.shape)
 
 
 def _first_named(node: ir.Node) -> str:

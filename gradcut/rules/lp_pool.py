@@ -7,7 +7,7 @@ import onnx_ir as ir
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.pool import spread
 from gradcut.rules.registry import rule
-from gradcut.rules.window import window_attributes
+from gradcut.rules.window import spatial_sizes, window_attributes
 
 
 @rule("LpPool", "X")
@@ -61,7 +61,8 @@ def local_response_normalization(op: Adjoint) -> Cotangents:
 def _channel_mean(op: Adjoint, x: ir.Value, size: int, before: int) -> ir.Value:
     """The mean of `size` channels, from `before` before each one; missing ones are zeros."""
     b, X = op.b, op["X"]
-    flat = b.Reshape(x, b.dims(0, 1, b.dim(X, 1), -1))
+    places = b.ReduceProd(spatial_sizes(b, X), keepdims=1)
+    flat = b.Reshape(x, b.dims(b.dim(X, 0), 1, b.dim(X, 1), places), allowzero=1)
     pads = [before, 0, size - 1 - before, 0]
     mean = b.op("AveragePool", flat, kernel_shape=[size, 1], pads=pads, count_include_pad=1, dtype=x.dtype)
-    return b.op("Reshape", mean, b.shape_of(X), shape=X.shape)
+    return b.op("Reshape", mean, b.shape_of(X), allowzero=1, shape=X.shape)

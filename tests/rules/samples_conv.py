@@ -17,7 +17,8 @@ def _one(op: str, name: str, x: tuple[int, ...], w: tuple[int, ...], bias: bool 
     group = options.get("group", 1)
     channels = w[0] if op == "Conv" else w[1] * group
     operands = [normal(*x), normal(*w), *([normal(channels)] if bias else [])]
-    return sample(op, name, *operands, needs_rank=True, **options)
+    kernel_is_known = "W" in options.get("known", "").split()
+    return sample(op, name, *operands, needs_rank=not kernel_is_known, **options)
 
 
 def _conv() -> Iterator[Sample]:

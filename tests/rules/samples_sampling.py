@@ -82,7 +82,7 @@ def _resizes() -> Iterator[Sample]:
               coordinate_transformation_mode="half_pixel_symmetric")  # fmt: skip
     yield one("outside", normal(1, 1, 4, 5), None, [1, 1, 2.3, 0.6], mode="cubic", exclude_outside=1)
     yield one("antialias_cubic", normal(1, 1, 9, 8), None, None, [1, 1, 4, 3], mode="cubic", antialias=1)
-    yield one("one_number", normal(3), None, [2.5], mode="linear")
+    yield one("one_number", normal(3), None, [2.5])
     yield one("to_one", normal(2, 3), None, None, [1, 1], mode="linear",
               coordinate_transformation_mode="pytorch_half_pixel")  # fmt: skip
     yield one("no_images", normal(0, 2, 3, 4), None, [1, 1, 2, 2])
