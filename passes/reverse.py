@@ -76,7 +76,7 @@ class Question:
         wanted: Sequence[ir.Value],
         finite: bool,
     ) -> list[ir.Value | None]:
-        """Differentiate nodes that a rule made, in `b`, see `differentiate`; what is active among them is found here."""
+        """Differentiate nodes that a rule made, in `b`, see `differentiate`; the active among them are found here."""
         self.active |= active_values(nodes, [value for value, _ in seeds], wanted, REGISTRY)
         return self.differentiate(b, nodes, seeds, wanted, finite)
 
