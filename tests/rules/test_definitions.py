@@ -15,9 +15,6 @@ from tests.rules.samples import SAMPLES
 #: Forms that are valid, and that the runtime does not take: what it says.
 NOT_RUN = {
     ("Clip-crossed", 9): "min_ <= max_ was false",
-    ("Resize-one_number", 13): "'Linear' mode only supports",
-    ("Resize-one_number", 18): "'Linear' mode only supports",
-    ("Resize-one_number", 19): "'Linear' mode only supports",
 }
 #: Forms that ONNX says nothing of, and that older kernels of the runtime take in another way than its newest.
 OTHERWISE = {("AveragePool-less_than_a_window_pads", opset): "they divide by all of a window" for opset in (9, 10, 11)}
