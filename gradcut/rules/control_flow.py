@@ -27,7 +27,7 @@ def rerun(
     """Compute a body again in `b`, and its backward behind it.
 
     Args:
-        given: what stands for the graph's inputs.
+        given: what stands for the graph's inputs, and for what is not to be computed again.
         cotangents: of the graph's outputs, by position; those that are not active are left aside.
         wanted: inputs of the graph, and values from outside.
 
@@ -35,7 +35,7 @@ def rerun(
         The cotangent of each wanted value; None is zero.
     """
     copy = Copy(b.names, dict(given))
-    nodes = copy.nodes(graph)
+    nodes = copy.nodes(node for node in graph if node.outputs[0] not in given)
     b.nodes += nodes
     active = op.inside.active
     active.update([twin for value, twin in copy.values.items() if value in active])

@@ -16,11 +16,9 @@ import onnx_ir as ir
 from gradcut.ops import Builder, same_shape
 from gradcut.rules.adjoint import Adjoint, Captures
 from gradcut.rules.control_flow import rerun, settle
+from gradcut.rules.loop_slices import BEFORE_ALL, laid_out, picked
 from gradcut.rules.registry import rule
 from gradcut.subgraphs import Copy
-
-#: As an end of a Slice that goes backwards: the first element too.
-_BEFORE_ALL = -(2**63) + 1
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,7 @@ class _Backward:
     Attributes:
         states: those that carry a cotangent. sliced: the operands that want one.
         stacks: what the forward gives of each turn, by the value of its body.
+        picked: captured values that are sliced too, with their slices. summed: the other captured values.
     """
 
     def __init__(self, op: Adjoint, turns: Turns, stacks: Mapping[ir.Value, ir.Value]) -> None:
@@ -131,29 +130,35 @@ class _Backward:
         self.op, self.turns, self.stacks = op, turns, dict(stacks)
         self.states = [s for s in turns.states if op.wants(s.operand) or s.given in active or s.result in active]
         self.sliced = [one for one in turns.operands if op.wants(one.place)]
+        is_loop = op.node.op_type == "Loop"
+        self.picked = picked(turns.body, op.captured) if is_loop else {}
+        self.summed = [value for value in op.captured if value not in self.picked]
         self.last = op.b.Sub(turns.count, op.b.constant(1))
         self.last.shape = ir.Shape([])
 
     def cotangents(self) -> Captures:
         op, b = self.op, self.op.b
         starts = [op.cotangent(state.output) or b.zeros_like(op.out(state.output)) for state in self.states]
-        sums = [b.zeros_like(value) for value in op.captured]
+        sums = [b.zeros_like(value) for value in self.summed]
         turn = ir.Value(name="turn", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
         going = ir.Value(name="going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
         like = [_like(state) for state in self.states]
-        body = b.body([turn, going, *like, *op.captured], self._turn)
+        body = b.body([turn, going, *like, *self.summed], self._turn)
         count = len(body.outputs) - 1
         outputs = b.node("Loop", self.turns.count, b.constant(True), *starts, *sums, body=body, outputs=count).outputs
-        kept = [*like, *op.captured]
+        kept = [*like, *self.summed]
         for output, value in zip(outputs, kept, strict=False):
             output.type, output.shape = value.type, value.shape
         for state, output in zip(self.states, outputs, strict=False):
             if op.wants(state.operand):
                 output.shape = op[state.operand].shape
                 yield state.operand, output
-        yield from zip(op.captured, outputs[len(self.states) :], strict=False)
-        for one, output in zip(self.sliced, outputs[len(kept) :], strict=True):
-            yield one.place, self._unsliced(one, output)
+        yield from zip(self.summed, outputs[len(self.states) :], strict=False)
+        slices = iter(outputs[len(kept) :])
+        for one in self.sliced:
+            yield one.place, self._unsliced(one, next(slices))
+        for value in self.picked:
+            yield value, laid_out(b, value, next(slices), self.turns.count)
 
     def _turn(self, b: Builder, turn: ir.Value, going: ir.Value, *carried: ir.Value) -> list[ir.Value]:
         """One turn of the backward: whether to go on, cotangents of states, sums, cotangents of slices."""
@@ -164,16 +169,19 @@ class _Backward:
             if (stacked := op.cotangent(one.place)) is not None:
                 seeds[one.place + self.turns.shift] = _slice(b, one, stacked, turn if one.backwards else at)
         given = {value: _stand_in(b, value) for value in body.inputs}
+        for each in self.picked.values():
+            given.update(dict.fromkeys(each, _stand_in(b, each[0])))
         ahead = len(b.nodes)
-        wanted = [*(s.given for s in self.states), *op.captured, *(one.value for one in self.sliced)]
+        slices = [*(one.value for one in self.sliced), *(each[0] for each in self.picked.values())]
+        wanted = [*(s.given for s in self.states), *self.summed, *slices]
         found = rerun(op, b, body, given, seeds, wanted)
         results = [b.constant(True)]
         for state, cotangent, mine in zip(self.states, carried, found, strict=False):
             results.append(mine or b.zeros_like(cotangent if _keeps_shape(state) else given[state.given]))
         for total, mine in zip(carried[count:], found[count:], strict=False):
             results.append(total if mine is None else b.Add(total, mine))
-        for sliced, mine in zip(self.sliced, found[len(carried) :], strict=True):
-            results.append(mine or b.zeros_like(given[sliced.value]))
+        for value, mine in zip(slices, found[len(carried) :], strict=True):
+            results.append(mine or b.zeros_like(given[value]))
         return self._settled(b, ahead, results, given, turn, at)
 
     def _settled(
@@ -191,7 +199,7 @@ class _Backward:
         front = Builder(b.names, prefix=b.prefix)
         needed = [value for value in given if given[value].uses()]
         sequences = self._recorded([value for value in needed if self._varies(value)])
-        for value in needed:
+        for value in filter(lambda value: given[value].uses(), needed):
             if value in sequences:
                 saved = front.op("SequenceAt", sequences[value], at, dtype=value.dtype, shape=value.shape)
             else:
@@ -205,6 +213,9 @@ class _Backward:
         for one in self.turns.operands:
             if one.value is value:
                 return _slice(b, one, self.op[one.place], turn if one.backwards else at)
+        for source, each in self.picked.items():
+            if value in each:
+                return _slice(b, Sliced(0, value, 0, False), source, at)
         for state in self.turns.states:
             if state.given is value and _origin(state.result) is value:
                 return self.op[state.operand]  # the same in every turn
@@ -258,7 +269,7 @@ class _Backward:
         b, operand = self.op.b, self.op[one.place]
         stacked.type = operand.type
         if not one.backwards:
-            stacked = b.Slice(stacked, b.ints([-1]), b.ints([_BEFORE_ALL]), b.ints([0]), b.ints([-1]))
+            stacked = b.Slice(stacked, b.ints([-1]), b.ints([BEFORE_ALL]), b.ints([0]), b.ints([-1]))
         if one.axis:
             rank = self.op.rank(one.place) if one.value.shape is None else len(one.value.shape) + 1
             order = list(range(1, rank))
