@@ -1,6 +1,8 @@
 """`fold`: compute once what depends on no input and no parameter: the shape arithmetic that exporters leave behind.
 
-1. The Shape of a value whose shape is static, and the Size of one.
+In bodies too:
+
+1. The Shape of a value whose shape is static, the Size of one, and dimensions that are static where others are not.
 2. A node whose operands are all small constants, by onnx's reference evaluator, for operators of shape arithmetic and
    masks, which it gets right; all others stay.
 3. CastLike to a known type is Cast.
@@ -51,8 +53,8 @@ class Fold(Pass):
     floats: bool = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        for node in list(model.graph):
-            if node.domain:
+        for node in list(model.graph.all_nodes()):
+            if node.domain or node.graph is None:
                 continue
             if node.op_type == "CastLike":
                 _to_cast(node)
@@ -63,7 +65,7 @@ class Fold(Pass):
             if result is None:
                 result = self._evaluated(node, model.opset_imports[""])
             if result is not None:
-                _replace(model.graph, node, result)
+                _replace(node, result)
         remove_dead(model, keep=read_json(model, TRAINABLE) or ())
         return ir.passes.PassResult(model, modified=True)
 
@@ -115,6 +117,8 @@ def bypass(node: ir.Node) -> None:
 
 def static(node: ir.Node) -> np.ndarray[Any, Any] | None:
     """Case 1."""
+    if node.op_type == "Gather":
+        return _dimensions(node)
     if node.op_type not in ("Shape", "Size") or node.inputs[0] is None:
         return None
     shape = node.inputs[0].shape
@@ -125,6 +129,20 @@ def static(node: ir.Node) -> np.ndarray[Any, Any] | None:
     if dims is None:
         return None
     return np.asarray(dims if node.op_type == "Shape" else math.prod(dims), dtype=np.int64)
+
+
+def _dimensions(node: ir.Node) -> np.ndarray[Any, Any] | None:
+    """Those of a Shape that a Gather picks."""
+    whole, index = node.inputs[:2]
+    shaped = None if whole is None else whole.producer()
+    if shaped is None or (shaped.domain, shaped.op_type) != ("", "Shape") or shaped.attributes or index is None:
+        return None
+    shape, picked = shaped.inputs[0].shape if shaped.inputs[0] is not None else None, constant(index)
+    if shape is None or picked is None or not all(-len(shape) <= at < len(shape) for at in picked.reshape(-1)):
+        return None
+    dims = [shape[int(at)] for at in picked.reshape(-1)]
+    known = [dim for dim in dims if isinstance(dim, int)]
+    return np.asarray(known, dtype=np.int64).reshape(picked.shape) if len(known) == len(dims) else None
 
 
 def _evaluated(node: ir.Node, opset: int) -> np.ndarray[Any, Any] | None:
@@ -165,8 +183,9 @@ def _run(node: ir.Node, operands: list[Any], opset: int) -> np.ndarray[Any, Any]
     return None if result.dtype.kind in "OUS" else result
 
 
-def _replace(graph: ir.Graph, node: ir.Node, result: np.ndarray[Any, Any]) -> None:
-    output = node.outputs[0]
+def _replace(node: ir.Node, result: np.ndarray[Any, Any]) -> None:
+    output, graph = node.outputs[0], node.graph
+    assert isinstance(graph, ir.Graph)
     if output.dtype is not None and ir.DataType.from_numpy(result.dtype) != output.dtype:
         return
     folded = ir.Node(
