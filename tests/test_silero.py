@@ -77,11 +77,11 @@ def test_gradients_with_ifs(name: str) -> None:
     """Of some weights before the LSTM, in it and behind it, of the inputs, and of the network that does not run."""
     model = silero(name)
     trainable = gradcut.compile(model, "mse:output=output").trainable
-    names = [one for one in trainable if "hh" in one or "decoder.2" in one or "r.0." in one]
-    report = check_gradients(model, sounds(2), [*names, "input", "state"], directions=1, seconds=8)
+    names = [one for one in trainable if one.endswith(("weight_hh", "decoder.2.weight", "r.0.reparam_conv.bias"))]
+    report = check_gradients(model, sounds(2), [*names, "input", "state"], directions=1)
     assert report.forward.startswith("float64"), report.notes
     assert report.ok, str(report)
-    assert sum(value.analytic != 0 for value in report.values) >= 7
+    assert sum(value.analytic != 0 for value in report.values) == 5
 
 
 @pytest.mark.parametrize("head", [False, True], ids=["all", "head"])
