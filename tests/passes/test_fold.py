@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import gradcut
-from tests.written import parse
+from gradcut.passes import Fold
+from gradcut.runtime.check import imported
+from tests.written import parse, run
 
 
 def outputs(body: str) -> np.ndarray:
@@ -32,3 +34,25 @@ def test_an_operator_that_is_no_shape_arithmetic_is_left_to_the_runtime() -> Non
 )
 def test_strings_beside_the_path_change_nothing(body: str) -> None:
     np.testing.assert_array_equal(outputs(body), np.float32([2, 2, 2, 2]))
+
+
+@pytest.mark.parametrize("index", ["1", "-1"])
+def test_one_static_dimension_folds_in_a_body_and_an_open_one_stays(index: str) -> None:
+    model = parse(
+        """g (float[n,4] x, bool c) => (float[n,4] y) {
+        y = If (c) <then_branch = yes () => (float[n,4] a) {
+            s = Shape (x)  at = Constant <value_int = INDEX> ()
+            d = Gather (s, at)  f = Cast <to = 1> (d)  a = Mul (x, f)
+        }, else_branch = no () => (float[n,4] b) {
+            t = Shape (x)  first = Constant <value_int = 0> ()
+            e = Gather (t, first)  g = Cast <to = 1> (e)  b = Mul (x, g)
+        }>
+    }""".replace("INDEX", index)
+    )
+    work = imported(model)
+    Fold()(work)
+    assert [node.op_type for node in work.graph.all_nodes()].count("Gather") == 1
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for condition in (True, False):
+        feeds = {"x": x, "c": np.array(condition)}
+        np.testing.assert_array_equal(run(work, feeds)[0], x * (4 if condition else 2))
