@@ -11,7 +11,8 @@
 6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`,
    `known_sequences` and, for those that a Loop collects, `loop_sequences`.
 7. Constants that are parameters become initializers under their output's name.
-8. Types and shapes are inferred where the file does not say them.
+8. Types and shapes are inferred where the file does not say them, or inference would say them wrong, see
+   `gradcut.passes.window_sizes`.
 9. What ONNX Runtime's kernel does not take of an operator is written out, see `gradcut.passes.written_out`.
 
 What no gradient trains is refused first, see `gradcut.passes.kinds`; what contradicts itself, on the way, see
@@ -55,6 +56,7 @@ from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.shapes import infer_bodies
 from gradcut.passes.straight_through import pass_straight_through
 from gradcut.passes.torch_marks import mark_as_torch
+from gradcut.passes.window_sizes import right_window_sizes
 from gradcut.passes.written_out import write_out
 from gradcut.rules import REGISTRY
 from gradcut.text import nearest
@@ -271,6 +273,10 @@ def _infer(model: ir.Model) -> None:
         if tensor is not None:
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
     _infer_again(model)
+    for _ in range(len(model.graph)):
+        if not right_window_sizes(model):
+            break
+        _infer_again(model)
     infer_bodies(model, _infer_again)
 
 

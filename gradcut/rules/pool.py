@@ -23,13 +23,33 @@ def max_pool(op: Adjoint) -> Cotangents:
     indices = op.out("Indices")
     indices.dtype = ir.DataType.INT64
     indices.shape = op.out().shape
+    dY = op.wide(op.dY)
+    nothing = _nothing_read(op, indices) if _may_read_nothing(op) else None
     if op.attr("storage_order", 0):
         indices = _first_axis_slowest(op, indices)
+    if nothing is not None:
+        indices = b.Where(nothing, b.constant(0, ir.DataType.INT64), indices)
+        dY = b.Where(nothing, b.scalar_like(0.0, dY), dY)
     window, late = ({}, None) if X.shape is None else window_attributes(op)
     window = {} if late is not None else window  # it is for lowerings alone
-    dY = op.wide(op.dY)
     added = b.op("MaxPoolGrad", dY, indices, b.shape_of(X), domain="gradcut", dtype=dY.dtype, shape=X.shape, **window)
     yield "X", b.Cast(added, to=X.dtype)
+
+
+def _may_read_nothing(op: Adjoint) -> bool:
+    """Whether all of a window may be padding: its places then lie apart."""
+    pads = str(op.attr("auto_pad", "NOTSET")).startswith("SAME") or any(op.attr("pads") or ())
+    return bool(pads) and max(op.attr("dilations") or (1,)) > 1
+
+
+def _nothing_read(op: Adjoint, indices: ir.Value) -> ir.Value:
+    """Windows without an element: ONNX Runtime gives them the place before the first one of their channel."""
+    b, X, kind = op.b, op["X"], ir.DataType.INT64
+    ones, places = b.ints([1] * (op.rank("X") - 2)), b.ReduceProd(spatial_sizes(b, X), keepdims=0)
+    n, c = (b.op("Squeeze", b.dim(X, axis), shape=ir.Shape([])) for axis in (0, 1))
+    channels = b.Range(b.constant(0, kind), n * c, b.constant(1, kind), dtype=kind) * places
+    first = b.Reshape(channels, b.Concat(b.dim(X, 0), b.dim(X, 1), ones, axis=0))
+    return b.Less(indices, first)
 
 
 def _first_axis_slowest(op: Adjoint, indices: ir.Value) -> ir.Value:
