@@ -97,6 +97,14 @@ TABLE += [
 ]
 
 
+def test_det_of_a_singular_matrix_has_its_cofactors_as_slope() -> None:
+    """By their formula: torch divides by the determinant, and gives zeros where that is exactly 0."""
+    built = build(sample("Det", "singular", np.float32([[[1, 2], [3, 6]], [[0, 0], [0, 5]], [[2, 1], [1, 3]]])))
+    proto = gradcut.vjp(built.model, ["X"], ["y0"])
+    dX = runtime(proto)({**built.feeds, "y0_grad": np.ones(3, np.float32)})[-1]
+    assert dX.tolist() == [[[6, -3], [-2, 1]], [[5, 0], [0, 0]], [[3, -1], [-1, 2]]]
+
+
 def test_of_equal_values_top_k_takes_the_first() -> None:
     built = build(sample("TopK", "ties", TIES, ints(1), outputs=2))
     proto = gradcut.vjp(built.model, ["X"], ["y0"])
@@ -125,4 +133,5 @@ def test_kinks_are_as_in_torch(sample: Sample, function: Torch) -> None:
     expected = torch.autograd.grad(output, tensors, cotangent)
     feeds: dict[str, Array] = {**built.feeds, proto.graph.input[-1].name: cotangent.numpy()}
     for mine, theirs in zip(runtime(proto)(feeds)[1:], expected, strict=True):
-        np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-5, atol=1e-5)
+        rtol, atol = (1e-5, 1e-5) if "cubic" in sample.name else (1e-6, 0)  # weights of 16 places cancel
+        np.testing.assert_allclose(mine, theirs.numpy(), rtol=rtol, atol=atol)
