@@ -1,7 +1,8 @@
 """`import`: bring a model into the form that every later pass expects.
 
 1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
-2. Opsets 6 to 20 become 21; 21 to 26 stay; others are refused by number. Operators that ONNX defines by others, and
+2. Opsets 6 to 20 become 21; 21 to 26 stay where ONNX Runtime has kernels for them, see `gradcut.passes.runnable`;
+   others are refused by number. Operators that ONNX defines by others, and
    that have no rule here, become those.
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
@@ -52,6 +53,7 @@ from gradcut.passes.known_sequences import construct_sequences
 from gradcut.passes.layouts import time_first
 from gradcut.passes.loop_sequences import stack_sequences
 from gradcut.passes.mean_variance import write_out_mean_variance
+from gradcut.passes.runnable import bring_to_kernels
 from gradcut.passes.sequences import unpack_sequences
 from gradcut.passes.shapes import infer_bodies
 from gradcut.passes.straight_through import pass_straight_through
@@ -88,6 +90,7 @@ class Import(Pass):
             convert_to(model, TARGET)
         declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
         _take_apart(model)
+        bring_to_kernels(model)
         time_first(model)
         _say_onesided(model)
         _unshadow(model.graph)

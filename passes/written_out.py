@@ -1,5 +1,6 @@
 """Nodes that ONNX Runtime's kernel does not take, in a configuration of the operator's page, become what they are
-made of: an Attention with windows, or whose mask is to be broadcast or lengthened.
+made of: an Attention with windows, or whose mask is to be broadcast or lengthened; a
+Swish from opset 25 on.
 
 A Range whose operands are vectors of one element, as ONNX's own definition of AffineGrid has it, runs only as long as
 nothing says their shapes, which import does: they become scalars.
@@ -13,14 +14,18 @@ from gradcut.ops import Builder, Names
 from gradcut.rules import REGISTRY
 from gradcut.rules.compose import written_out
 
+#: onnxruntime 1.31 takes ONNX's function for it at opset 24 and at none behind.
+_SWISH_IS_RUN = 24
+
 
 def write_out(model: ir.Model) -> bool:
     """Replace such nodes; whether there were any. Shapes are to be known as far as they can be."""
-    nodes = [node for node in model.graph.all_nodes() if _is_beyond_the_kernel(node)]
+    opset = model.opset_imports[""]
+    nodes = [node for node in model.graph.all_nodes() if _is_beyond_the_kernel(node, opset)]
     names = Names.of(model) if nodes else None
     for node in nodes:
         assert names is not None
-        _replace(node, names, model.opset_imports[""])
+        _replace(node, names, opset)
     ranges = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type == "Range"]
     vectors = [_with_scalars(node, model) for node in ranges]
     return bool(nodes) or any(vectors)
@@ -38,12 +43,14 @@ def _with_scalars(node: ir.Node, model: ir.Model) -> bool:
     return bool(vectors)
 
 
-def _is_beyond_the_kernel(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type != "Attention":
+def _is_beyond_the_kernel(node: ir.Node, opset: int) -> bool:
+    if node.domain != "" or node.op_type not in ("Attention", "Swish"):
         return False
     rule = REGISTRY.find(node)
     if rule is None or rule.foreign:
         return False
+    if node.op_type == "Swish":
+        return opset > _SWISH_IS_RUN
     windows = (node.attributes.get(name) for name in ("left_window_size", "right_window_size"))
     return any(size is not None and size.as_int() >= 0 for size in windows) or _mask_is_smaller(node)
 
@@ -71,10 +78,17 @@ def _length(node: ir.Node, operand: int) -> int | None:
     return length if isinstance(length, int) else None
 
 
+def _swish(node: ir.Node, b: Builder) -> ir.Value:
+    X, alpha = node.inputs[0], node.attributes.get("alpha")
+    assert X is not None
+    scaled = X if alpha is None or alpha.as_float() == 1.0 else b.Mul(X, alpha.as_float())
+    return b.Mul(X, b.Sigmoid(scaled))
+
+
 def _replace(node: ir.Node, names: Names, opset: int) -> None:
     b, graph = Builder(names, prefix=f"{node.outputs[0].name}_"), node.graph
     assert isinstance(graph, ir.Graph)
-    made = written_out(node, b, opset)
+    made = [_swish(node, b)] if node.op_type == "Swish" else written_out(node, b, opset)
     for old, value in zip(node.outputs, made, strict=False):
         if not old.name or value is None:
             continue
