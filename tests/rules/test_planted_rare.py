@@ -132,6 +132,22 @@ def test_an_operand_that_is_declared_without_a_derivative_but_has_one() -> None:
     caught("Mul", check, vjp=first_operand_alone, differentiable=frozenset({"A"}))
 
 
+SETTINGS = {
+    "Dropout": "float[4,5] x, float r) => (float[4,5] y) <bool yes = {1}> { s = Sigmoid(r) h = Dropout(x, s, yes)",
+    "Resize": 'float[2,3] x, float[2] r) => (float[n,k] y) { s = Exp(r) h = Resize<mode = "linear">(x, , s)',
+}
+
+
+@pytest.mark.parametrize(("op", "r"), [("Dropout", np.float32(-0.3)), ("Resize", np.float32([0.6, 0.7]))])
+def test_a_setting_is_held_still_because_its_rule_declares_it(op: str, r: Array) -> None:
+    """And what else depends on the same value is not."""
+    graph = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> g ({SETTINGS[op]} c = ReduceMax(r) y = Mul(h, c) }}'
+    )
+    feeds = {"x": normal(4, 5) if op == "Dropout" else normal(2, 3), "r": r}
+    assert "FAIL r" in caught(op, lambda: check_gradients(graph, feeds), constant=frozenset())
+
+
 def straight_through(op: Adjoint) -> Cotangents:
     yield "X", op.dY
 
