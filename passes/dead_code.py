@@ -11,10 +11,15 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from gradcut.ops import Names
 from gradcut.subgraphs import inner_graphs, release
 
-#: Where an attention takes its past keys.
-_PAST = {("", "Attention"): 4, ("com.microsoft", "GroupQueryAttention"): 3}
+#: Operators that ONNX Runtime runs with all their outputs alone, where this operand is given: past keys, or any.
+_TOGETHER = {
+    ("", "Attention"): 4,
+    ("com.microsoft", "EmbedLayerNormalization"): 0,
+    ("com.microsoft", "GroupQueryAttention"): 3,
+}
 
 
 def remove_dead(model: ir.Model, keep: Iterable[str] = ()) -> None:
@@ -38,12 +43,13 @@ def remove_dead(model: ir.Model, keep: Iterable[str] = ()) -> None:
 
 
 def _outputs_together(model: ir.Model) -> list[tuple[ir.Node, list[str | None]]]:
-    """Attentions with past keys and values, and their outputs: without the present ones ONNX Runtime runs none."""
-    found = []
+    """Such nodes and their outputs: an Attention with past keys is to give the present ones."""
+    found, given = [], Names.of(model)
     for node in model.graph.all_nodes():
-        place = _PAST.get((node.domain, node.op_type), len(node.inputs))
+        place = _TOGETHER.get((node.domain, node.op_type), len(node.inputs))
         if place < len(node.inputs) and node.inputs[place] is not None:
-            found.append((node, [value.name for value in node.outputs[:3]]))
+            first, outputs = node.outputs[0].name, node.outputs[:3]  # an output without a name is lost when written
+            found.append((node, [value.name or given.fresh(f"{first}_{at}") for at, value in enumerate(outputs)]))
     return found
 
 
