@@ -42,7 +42,7 @@ def remove_dead(model: ir.Model, keep: Iterable[str] = ()) -> None:
             graph.register_initializer(value)
 
 
-def _outputs_together(model: ir.Model) -> list[tuple[ir.Node, list[str | None]]]:
+def _outputs_together(model: ir.Model) -> list[tuple[ir.Node, list[str]]]:
     """Such nodes and their outputs: an Attention with past keys is to give the present ones."""
     found, given = [], Names.of(model)
     for node in model.graph.all_nodes():
