@@ -144,5 +144,6 @@ _STAND_INS: dict[tuple[str, str], Callable[[NodeProto], list[NodeProto]]] = {
     (MICROSOFT, "EmbedLayerNormalization"): _embedded,
     (MICROSOFT, "FusedConv"): _without_activation("Conv"),
     (MICROSOFT, "FusedGemm"): _without_activation("Gemm"),
+    (MICROSOFT, "GroupQueryAttention"): lambda node: _like(0)(node) if node.input[1] else [],
     (MICROSOFT, "MultiHeadAttention"): _heads,
 }

@@ -1,6 +1,7 @@
 """Sequences that exporters write where tensors would do, taken apart; called by `import`.
 
-1. SequenceAt of a SplitToSequence at a constant place: one output of a Split.
+1. SequenceAt of a SplitToSequence at a constant place: one output of a Split, or a Slice where how many there are is
+   not known.
 2. SequenceAt of a SequenceConstruct at a constant place: that operand.
 3. ConcatFromSequence of a SequenceConstruct: a Concat, or what stacks its operands along a new axis.
 
@@ -34,7 +35,10 @@ def _split(node: ir.Node, names: Names) -> None:
     """Case 1."""
     places = _places(node)
     sizes = _sizes(node)
-    if places is None or sizes is None:
+    if places is None:
+        return
+    if sizes is None:
+        _slice(node, places, names)
         return
     data = node.inputs[0]
     assert data is not None and isinstance(node.graph, ir.Graph)
@@ -49,6 +53,23 @@ def _split(node: ir.Node, names: Names) -> None:
     split.metadata_props.update(node.metadata_props)
     split.name, node.name = node.name, names.fresh("split")
     node.graph.insert_before(node, b.nodes)
+
+
+def _slice(node: ir.Node, places: list[tuple[ir.Node, int]], names: Names) -> None:
+    """Parts of one size, counted from the front, of a length that is not known."""
+    data, split = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
+    tensor = None if split is None else ir.convenience.get_const_tensor(split)
+    if data is None or tensor is None or len(tensor.shape) or int(tensor.numpy()) <= 0 or min(p for _, p in places) < 0:
+        return
+    size, axis = int(tensor.numpy()), _attribute(node, "axis", 0)
+    for user, place in places:
+        assert isinstance(node.graph, ir.Graph)
+        b = Builder(names, prefix=f"{node.name}_")
+        bounds = (b.ints([size * place]), b.ints([size * (place + 1)]), b.ints([axis]))
+        part = b.op("Slice", data, *bounds, dtype=data.dtype)
+        part.type = data.type
+        node.graph.insert_before(node, b.nodes)
+        _take_over(user, part, names, True)
 
 
 def _places(node: ir.Node) -> list[tuple[ir.Node, int]] | None:

@@ -14,16 +14,20 @@ from gradcut.rules.adjoint import Adjoint
 from gradcut.rules.attention import (
     after,
     forbidding,
+    guarded,
     merge_heads,
     of_rank,
     places,
     positions,
+    probabilities,
     scaled_scores,
+    soft_cap,
     split_heads,
     weighted,
 )
 from gradcut.rules.compose import composed
 from gradcut.rules.contrib import MICROSOFT
+from gradcut.rules.rotary import angles, rotated
 
 
 @composed(
@@ -130,6 +134,86 @@ def _bias_part(op: Adjoint, bias: ir.Value, name: str) -> ir.Value:
     start, end = bounds[name]
     last = b.ints([2**31 - 1]) if end is None else end
     return b.op("Slice", bias, start, last, b.ints([0]), dtype=bias.dtype, shape=ir.Shape([None]))
+
+
+@composed(
+    "GroupQueryAttention",
+    "query key value cos_cache sin_cache attention_bias",
+    operands="query key value past_key past_value seqlens_k total_sequence_length cos_cache sin_cache position_ids "
+    "attention_bias head_sink k_scale v_scale q_norm_weight k_norm_weight",
+    outputs=lambda node: {"1": "query key cos_cache sin_cache", "2": "query value"},
+    domain=MICROSOFT,
+)
+def group_query_attention(op: Adjoint) -> Sequence[ir.Value | None]:
+    """Y = softmax(cap(scale Q K^T) + masks) V, each head of K and V serving several of Q, which rotate before.
+
+    Not covered: past keys and values, head_sink and smooth_softmax, norms of Q and K, the scores as an output.
+    """
+    b, heads, groups = op.b, op.attr("num_heads"), op.attr("kv_num_heads")
+    _refuse_beyond(op)
+    Q, K, V = _grouped_heads(op, heads, groups)
+    if op.attr("do_rotary", 0):
+        ids = _prompt_positions(op, Q)
+        cos, sin = (angles(b, of_rank(b, op[name], 2), ids) for name in ("cos_cache", "sin_cache"))
+        Q, K = (rotated(b, x, cos, sin, 0, bool(op.attr("rotary_interleaved", 0))) for x in (Q, K))
+    scores = scaled_scores(op, op.wide(Q), op.wide(K), op.attr("scale", 0.0) or None)
+    scores = soft_cap(b, scores, op.attr("softcap", 0.0))
+    bias = op.get("attention_bias")
+    if bias is not None:
+        scores = b.op("Add", scores, op.wide(bias), shape=scores.shape)
+    bias = forbidding(b, _seen_by_group(op, Q, K), scores.dtype)
+    P, empty = probabilities(op, scores, bias, certain=op.attr("local_window_size", -1) <= 0)
+    Y = b.Cast(guarded(b, empty, weighted(b, P, op.wide(V))), to=V.dtype)
+    return [merge_heads(b, Y), K, V]
+
+
+def _refuse_beyond(op: Adjoint) -> None:
+    others = ("past_key", "past_value", "head_sink", "k_scale", "v_scale", "q_norm_weight", "k_norm_weight")
+    found = [name for name in others if op.get(name) is not None]
+    found += [name for name in ("smooth_softmax", "sliding_window_cache") if op.attr(name, 0) > 0]
+    if found:
+        op.refuse(f"{found[0]} has no rule")
+    if op.cotangent(3) is not None:
+        op.refuse("a derivative of the output qk has no rule")
+
+
+def _grouped_heads(op: Adjoint, heads: int, groups: int) -> list[ir.Value]:
+    """Q, K and V, which may be one behind the other in query."""
+    b, query = op.b, of_rank(op.b, op["query"], 3)
+    if op.get("key") is not None:
+        return [
+            split_heads(b, of_rank(b, op[n], 3), h) for n, h in (("query", heads), ("key", groups), ("value", groups))
+        ]
+    together = split_heads(b, query, heads + 2 * groups)
+    sizes = [heads, groups, groups]
+    parts = b.node("Split", together, b.ints(sizes), axis=1, outputs=3).outputs
+    assert together.shape is not None
+    for part, size in zip(parts, sizes, strict=True):
+        part.type, part.shape = together.type, ir.Shape([together.shape[0], size, *together.shape[2:]])
+    return list(parts)
+
+
+def _prompt_positions(op: Adjoint, Q: ir.Value) -> ir.Value:
+    """The places of a prompt [1, sequence]: of position_ids the kernel reads the first alone, and counts from it."""
+    b, given = op.b, op.get("position_ids")
+    row = b.op("Unsqueeze", positions(b, Q, 2), b.ints([0]), shape=ir.Shape([1, Q.shape[2] if Q.shape else None]))
+    if given is None:
+        return row
+    first = b.Slice(b.Reshape(given, b.ints([-1])), b.ints([0]), b.ints([1]), b.ints([0]))
+    return b.op("Add", row, first, shape=row.shape)
+
+
+def _seen_by_group(op: Adjoint, Q: ir.Value, K: ir.Value) -> ir.Value:
+    """Which keys a query may see, [batch, 1, queries, keys]: those that its row has, none ahead, and in the window."""
+    b, window = op.b, op.attr("local_window_size", -1)
+    keys = positions(b, K, 2)
+    last = b.op("Reshape", op["seqlens_k"], b.ints([-1, 1, 1, 1]), shape=ir.Shape([None, 1, 1, 1]))
+    seen = b.LessOrEqual(keys, b.op("Cast", last, to=7, dtype=ir.DataType.INT64, shape=last.shape))
+    if not op.attr("causal", 1):
+        return seen
+    ahead = keys - places(b, Q)
+    seen = b.And(seen, b.LessOrEqual(ahead, 0))
+    return b.And(seen, b.Greater(ahead, -window)) if window > 0 else seen
 
 
 # --- what is shared ------------------------------------------------------------------------------------------

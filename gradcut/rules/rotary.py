@@ -67,7 +67,7 @@ def microsoft_rotary_embedding(op: Adjoint) -> Sequence[ir.Value | None]:
     ids = op["position_ids"]
     if op.rank("position_ids") == 1:
         ids = b.op("Unsqueeze", ids + positions(b, x, 2), b.ints([0]), shape=ir.Shape([1, None]))
-    y = rotated(b, x, _angles(b, cos, ids), _angles(b, sin, ids), size, bool(op.attr("interleaved", 0)))
+    y = rotated(b, x, angles(b, cos, ids), angles(b, sin, ids), size, bool(op.attr("interleaved", 0)))
     return [merge_heads(b, y) if rank == 3 else y]
 
 
@@ -80,7 +80,7 @@ def _heads_by_cache(op: Adjoint, cos: ir.Value) -> int:
     return hidden // (2 * half)
 
 
-def _angles(b: Builder, cache: ir.Value, ids: ir.Value) -> ir.Value:
+def angles(b: Builder, cache: ir.Value, ids: ir.Value) -> ir.Value:
     """[batch, 1, sequence, size / 2]"""
     width = cache.shape[1] if cache.shape is not None else None
     batch, length = (*ids.shape,) if ids.shape is not None else (None, None)

@@ -235,6 +235,35 @@ class MultiHeadAttention(_Attended):
         return (self.attend(q, k, v, mask, attention_bias), k, v)[: max(1, len(self.output))]
 
 
+class GroupQueryAttention(_Contrib):
+    """Of a prompt: without past keys and values."""
+
+    def _run(self, q: Array, k: Array | None, v: Array | None, *rest: Array | None, **_: Any) -> tuple[Array, ...]:
+        _past_key, _past_value, ends, _total, cos, sin, ids, bias = (*rest, *[None] * 8)[:8]
+        assert ends is not None
+        heads, groups = self.attr("num_heads", 1), self.attr("kv_num_heads", 1)
+        if k is None or v is None:
+            q, k, v = np.split(q, np.array([heads, heads + groups]) * (q.shape[2] // (heads + 2 * groups)), -1)
+        q, k, v = _heads(q, heads), _heads(k, groups), _heads(v, groups)
+        at = np.arange(q.shape[2])
+        if self.attr("do_rotary", 0):
+            assert cos is not None and sin is not None
+            turn = np.broadcast_to(at + (0 if ids is None else ids.ravel()[0]), (len(q), len(at)))
+            q, k = (rotary_embedding(x, cos, sin, turn, self.attr("rotary_interleaved", 0), 0, None) for x in (q, k))
+        each_k, each_v = (np.repeat(x, heads // groups, 1) for x in (k, v))
+        scores = q @ each_k.swapaxes(2, 3) * (self.attr("scale", 0.0) or 1.0 / math.sqrt(q.shape[3]))
+        cap, window = self.attr("softcap", 0.0), self.attr("local_window_size", -1)
+        scores = cap * np.tanh(scores / cap) if cap else scores
+        scores = scores if bias is None else scores + bias
+        ahead = at[None] - at[:, None]
+        hidden = at > ends.reshape(-1, 1, 1, 1)
+        if self.attr("causal", 1):
+            hidden = hidden | (ahead > 0) | ((ahead <= -window) & (window > 0))
+        scores = np.where(hidden, -np.inf, scores).astype(q.dtype)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return (_flat(weights / weights.sum(-1, keepdims=True) @ each_v), k, v)[: max(1, len(self.output))]
+
+
 class RotaryEmbedding(_Contrib):
     def _run(self, x: Array, ids: Array, cos: Array, sin: Array, **_: Any) -> tuple[Array]:
         length = x.shape[1] if x.ndim == 3 else x.shape[2]
@@ -259,5 +288,6 @@ CONTRIB: list[type[OpRun]] = [
     EmbedLayerNormalization,
     Attention,
     MultiHeadAttention,
+    GroupQueryAttention,
     RotaryEmbedding,
 ]

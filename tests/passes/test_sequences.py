@@ -38,6 +38,20 @@ def test_a_split_to_sequence_becomes_a_split(sizes: str) -> None:
     np.testing.assert_array_equal(dx, X[:, [3, 4, 5, 0, 1, 2]])
 
 
+def test_parts_of_a_length_that_is_not_known() -> None:
+    text = """g (float[N, K] x) => (float[N, L] y) <int64 zero = {0}, int64 two = {2}, int64 three = {3}> {
+        parts = SplitToSequence<axis = 1>(x, three)
+        a = SequenceAt(parts, zero)
+        c = SequenceAt(parts, two)
+        b = ReduceSum<keepdims = 0>(c)
+        y = Mul(a, b) }"""
+    x = np.arange(14, dtype=np.float32).reshape(2, 7) / 10
+    assert ops(parse(text)) == ["Slice", "Slice", "ReduceSum"]
+    (dx,) = gradients(parse(text), {"x": x}, ["x"], ["y"])
+    sums = np.float32([[x[:, 6].sum()] * 3, [0] * 3, [x[:, :3].sum()] * 3]).reshape(1, 9)[:, [0, 1, 2, 3, 4, 5, 6]]
+    np.testing.assert_allclose(dx, np.repeat(sums, 2, 0), rtol=1e-6)
+
+
 def test_single_slices_without_their_axis() -> None:
     proto = split("SplitToSequence<axis = 1, keepdims = 0>(x)", out="float[N] y")
     assert ops(proto) == ["Split", "Squeeze", "Squeeze"]

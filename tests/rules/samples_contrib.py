@@ -17,6 +17,7 @@ def samples() -> Iterator[Sample]:
     yield from _embeddings()
     yield from _attention()
     yield from _heads()
+    yield from _groups()
     yield from _rotary()
 
 
@@ -118,6 +119,25 @@ def _heads() -> Iterator[Sample]:
     past = normal(2, 2, 2, 2), normal(2, 2, 2, 2)
     new = normal(2, 3, 4), normal(2, 3, 4), normal(2, 3, 4)
     yield contrib(op, "past", *new, None, None, None, *past, outputs=3, unidirectional=1, **heads)
+
+
+def _groups() -> Iterator[Sample]:
+    op, own = "GroupQueryAttention", {"num_heads": 4, "kv_num_heads": 2, "outputs": 3}
+    x = lambda: (normal(2, 3, 32), normal(2, 3, 16), normal(2, 3, 16), None, None)
+    wide = lambda: (normal(2, 3, 64), normal(2, 3, 32), normal(2, 3, 32), None, None)
+    ends = np.int32([2, 2]), np.int32(3)
+    angles = normal(6, 8)
+    caches = np.cos(angles), np.sin(angles)
+    yield contrib(op, "plain", *x(), *ends, **own)
+    yield contrib(op, "window", *x(), *ends, local_window_size=2, scale=0.4, **own)
+    yield contrib(op, "capped", *x(), *ends, softcap=1.5, **own)
+    yield contrib(op, "rotary", *wide(), *ends, *caches, do_rotary=1, **own)
+    yield contrib(op, "interleaved", *wide(), *ends, *caches, do_rotary=1, rotary_interleaved=1, **own)
+    yield contrib(op, "places", *wide(), *ends, *caches, ints(0, 1, 2, 0, 1, 2).reshape(2, 3), do_rotary=1, **own)
+    yield contrib(op, "bias", *x(), *ends, None, None, None, normal(2, 4, 3, 3), **own)
+    yield contrib(op, "packed", normal(2, 3, 64), None, None, None, None, *ends, **own)
+    yield contrib(op, "padded", *x(), np.int32([2, 1]), np.int32(3), **own)
+    yield contrib(op, "both_ways", *x(), np.int32([2, 1]), np.int32(3), causal=0, **own)
 
 
 def _rotary() -> Iterator[Sample]:

@@ -40,6 +40,19 @@ REFUSED: list[tuple[Sample, str, str]] = [
         "do_rotary or past_present_share_buffer has no rule",
     ),
     (
+        sample("GroupQueryAttention", "past", normal(1, 1, 32), normal(1, 1, 16), normal(1, 1, 16), normal(1, 2, 2, 8),
+               normal(1, 2, 2, 8), ints(2).astype(np.int32), np.int32(3), domain=MICROSOFT, num_heads=4, kv_num_heads=2,
+               outputs=3),
+        "static",
+        "past_key has no rule",
+    ),
+    (
+        sample("GroupQueryAttention", "smooth", normal(1, 2, 32), normal(1, 2, 16), normal(1, 2, 16), None, None,
+               ints(1).astype(np.int32), np.int32(2), domain=MICROSOFT, num_heads=4, kv_num_heads=2, smooth_softmax=1),
+        "static",
+        "smooth_softmax has no rule",
+    ),
+    (
         sample("MultiHeadAttention", "packed", normal(2, 3, 2, 3, 2), domain=MICROSOFT, num_heads=2),
         "static",
         "packed query, key and value have no rule",
