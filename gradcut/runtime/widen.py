@@ -100,11 +100,10 @@ def reference(proto: onnx.ModelProto, hold: bool = False) -> Run:
     """
     from onnx.reference import ReferenceEvaluator
 
-    from gradcut.runtime import contrib_evaluators, control_evaluators, evaluators
+    from gradcut.runtime.evaluators import EVALUATORS, Held
 
-    held = control_evaluators.Held()
-    better = [*evaluators.BETTER, *control_evaluators.BETTER, *contrib_evaluators.CONTRIB]
-    evaluator = ReferenceEvaluator(proto, new_ops=[*better, held.mark()] if hold else better)
+    held = Held()
+    evaluator = ReferenceEvaluator(proto, new_ops=[*EVALUATORS, held.mark()] if hold else EVALUATORS)
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
         with np.errstate(all="ignore"):

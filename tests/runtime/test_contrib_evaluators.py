@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradcut.runtime.contrib_evaluators import CONTRIB
+from gradcut.runtime.evaluators.contrib import CONTRIB
 from gradcut.runtime.widen import reference, runtime
 from tests.rules import samples_contrib
 from tests.rules.sample import Sample, build

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch.nn import functional as F
 
-from gradcut.runtime.evaluators import BETTER
+from gradcut.runtime.evaluators import EVALUATORS
 
 SEED = 7
 
@@ -23,7 +23,7 @@ def both(op_type: str, inputs: list[np.ndarray], outputs: int = 1, **attributes:
     graph = helper.make_graph([node], "g", ports, [onnx.ValueInfoProto(name=name) for name in node.output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     feeds = dict(zip(names, inputs, strict=True))
-    return [ReferenceEvaluator(model, new_ops=new).run(None, feeds) for new in (None, BETTER)]
+    return [ReferenceEvaluator(model, new_ops=new).run(None, feeds) for new in (None, EVALUATORS)]
 
 
 def random(*shape: int) -> np.ndarray:

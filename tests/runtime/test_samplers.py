@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from gradcut.runtime.evaluators import BETTER
+from gradcut.runtime.evaluators import EVALUATORS
 from gradcut.runtime.widen import Array, runtime
 
 GRIDS = [
@@ -35,7 +35,7 @@ def both(op: str, operands: dict[str, Array | None], **attributes: Any) -> tuple
     node = helper.make_node(op, [name if name in feeds else "" for name in operands], ["y"], **attributes)
     graph = helper.make_graph([node], "g", ports, [onnx.ValueInfoProto(name="y")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return runtime(model)(feeds)[0], ReferenceEvaluator(model, new_ops=BETTER).run(None, feeds)[0]
+    return runtime(model)(feeds)[0], ReferenceEvaluator(model, new_ops=EVALUATORS).run(None, feeds)[0]
 
 
 @pytest.mark.parametrize(("mode", "padding", "aligned", "sizes"), GRIDS, ids=str)

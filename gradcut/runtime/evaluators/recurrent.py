@@ -163,3 +163,6 @@ class LSTM(_Recurrent):
             return f(ao + Po * new) * h(new), new
 
         return step
+
+
+RECURRENT: list[type[OpRun]] = [GRU, LSTM, RNN]

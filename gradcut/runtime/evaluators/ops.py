@@ -1,4 +1,4 @@
-"""Operators for onnx's reference evaluator in place of its own that are wrong, round to float32, or are slow.
+"""Operators in place of onnx's own that are wrong, round to float32, or are slow, of no larger topic.
 
 Its Conv and its pools walk over every place in Python; a gradient check evaluates a network a thousand times.
 """
@@ -13,11 +13,6 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_attention import Attention_24 as PlainAttention
 from onnx.reference.ops.op_pad import Pad_18 as PlainPad
-
-from gradcut.runtime.image_evaluators import IMAGES
-from gradcut.runtime.pool_evaluators import POOLS
-from gradcut.runtime.recurrent import GRU, LSTM, RNN
-from gradcut.runtime.samplers import SAMPLERS
 
 Array = np.ndarray[Any, Any]
 Sizes = Sequence[int] | None
@@ -122,12 +117,7 @@ class Conv(OpRun):
         return (np.ascontiguousarray(Y if B is None else Y + B.reshape(-1, *[1] * n)),)
 
 
-BETTER: list[type[OpRun]] = [
-    *(Erf, Flatten, Gelu, GatherElements, GlobalMaxPool, Conv, Pad, Attention, GRU, LSTM, LpNormalization, RNN),
-    *POOLS,
-    *IMAGES,
-    *SAMPLERS,
-]
+OPS: list[type[OpRun]] = [Erf, Flatten, Gelu, GatherElements, GlobalMaxPool, Conv, Pad, Attention, LpNormalization]
 
 
 def erf(x: Array) -> Array:

@@ -134,4 +134,4 @@ class Held:
         return StopGradient
 
 
-BETTER: list[type[OpRun]] = [Loop, Scan]
+CONTROL: list[type[OpRun]] = [Loop, Scan]

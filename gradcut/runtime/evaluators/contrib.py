@@ -12,7 +12,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_rotary_embedding import rotary_embedding
 
-from gradcut.runtime.evaluators import Conv, erf
+from gradcut.runtime.evaluators.ops import Conv, erf
 
 Array = np.ndarray[Any, Any]
 
