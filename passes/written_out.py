@@ -1,6 +1,5 @@
 """Nodes that ONNX Runtime's kernel does not take, in a configuration of the operator's page, become what they are
-made of: an Attention with windows, or whose mask is to be broadcast or lengthened; a
-Swish from opset 25 on.
+made of: an Attention with windows, or whose mask is to be broadcast or lengthened; a Swish from opset 25 on.
 
 A Range whose operands are vectors of one element, as ONNX's own definition of AffineGrid has it, runs only as long as
 nothing says their shapes, which import does: they become scalars.
