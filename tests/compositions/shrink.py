@@ -140,13 +140,13 @@ def _static(case: Case) -> Case | None:
 
 
 def _sliced(case: Case) -> Iterator[Case | None]:
-    """One axis of one leaf shorter, or all axes of one length."""
+    """One axis of one leaf shorter, at its end or its beginning, or all axes of one length."""
     leaves = {**case.feeds, **{t.name: numpy_helper.to_array(t) for t in case.model.graph.initializer}}
     floats = {name: array for name, array in leaves.items() if array.dtype.kind == "f"}
     for name, array in floats.items():
         for axis, size in enumerate(array.shape):
-            if size > 1:
-                yield _attempt(lambda: _resized(case, {name: np.take(array, range(size - 1), axis)}))  # noqa: B023
+            for kept in (range(size - 1), range(1, size)) if size > 1 else ():
+                yield _attempt(lambda: _resized(case, {name: np.take(array, kept, axis)}))  # noqa: B023
     for size in sorted({size for array in floats.values() for size in array.shape if size > 1}):
         yield _attempt(lambda: _resized(case, {n: _shorter(a, size) for n, a in floats.items()}))  # noqa: B023
 
