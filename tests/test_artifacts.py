@@ -23,7 +23,7 @@ from gradcut.artifacts import check_output
 from gradcut.errors import ArtifactsError
 from models import zoo
 from tests.exported import exported
-from tests.runtime.test_session import MODEL, compiled, feeds, state
+from tests.runtime.stepping import MODEL, compiled, feeds, state
 
 FILES = {
     "model.onnx",

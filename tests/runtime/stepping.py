@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 
 import gradcut
 from tests.exported import text
@@ -26,6 +27,18 @@ g (float[n, 4] x) => (float[n, 3] logits)
     logits = Add (product, b)
 }""")
 
+FED = text(
+    """
+g (float[1, 8] x) => (float[8] p, float[4, 8] q, float[1, 8] r)
+<float[8] a = {1.0, -2.0, 0.5, 3.0, -0.1, 0.0, 1e-3, 10.0}, float[4, 8] c = {CS}, float[1, 8] e = {ES}>
+{
+    flat = Squeeze (x)
+    p = Add (a, flat)
+    q = Add (c, x)
+    r = Add (e, x)
+}""".replace("CS", ", ".join(f"{i / 16 - 1:.4f}" for i in range(32))).replace("ES", ", ".join("12345678"))
+)
+
 
 def feeds(rows: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
@@ -45,3 +58,20 @@ def state(running: gradcut.TrainingSession) -> dict[str, bytes]:
     """Every tensor that may move, bit for bit, and the step."""
     held = {name: slot.numpy().tobytes() for name, slot in running._slots.items()}
     return {**held, "step": str(running.steps).encode()}
+
+
+def typed(dtype: str) -> onnx.ModelProto:
+    w, b = np.full((4, 3), 0.25, dtype), np.array([0.0, 0.5, 1.0], dtype)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(w.dtype)
+    value = lambda name, *dims: onnx.helper.make_tensor_value_info(name, kind, dims)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["x", "w"], ["product"]),
+            onnx.helper.make_node("Add", ["product", "b"], ["y"]),
+        ],
+        "typed",
+        [value("x", "n", 4)],
+        [value("y", "n", 3)],
+        [onnx.numpy_helper.from_array(w, "w"), onnx.numpy_helper.from_array(b, "b")],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)

@@ -17,7 +17,7 @@ from gradcut.runtime import accumulation
 from gradcut.runtime.backend import Slot, to_device
 from models import zoo
 from tests.exported import exported, text
-from tests.runtime.test_session import FED, MODEL, feeds, state, typed
+from tests.runtime.stepping import FED, MODEL, feeds, state, typed
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]

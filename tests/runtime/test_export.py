@@ -16,7 +16,7 @@ import gradcut
 from gradcut.errors import ArtifactsError
 from models import zoo
 from tests.exported import exported, text
-from tests.runtime.test_session import MODEL, compiled, feeds
+from tests.runtime.stepping import MODEL, compiled, feeds
 
 
 def run(path: Path, given: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from gradcut.runtime import backend
 from tests.exported import exported, text
 
 # One model with everything: a batch norm, a dropout, a weight that two layers read, and a frozen one.
-from tests.runtime.stepping import compiled, feeds, session, state
+from tests.runtime.stepping import compiled, feeds, session, state, typed
 
 # --- feeds ---------------------------------------------------------------------------------------------------
 
@@ -159,23 +159,6 @@ def test_without_numba_the_graph_optimizer_runs(monkeypatch: pytest.MonkeyPatch)
     assert session().optimizer_backend == "graph"
     with pytest.raises(MissingExtraError, match=r"the host optimizer needs .*gradcut\[cpu\]"):
         session(backend="host")
-
-
-def typed(dtype: str) -> onnx.ModelProto:
-    w, b = np.full((4, 3), 0.25, dtype), np.array([0.0, 0.5, 1.0], dtype)
-    kind = onnx.helper.np_dtype_to_tensor_dtype(w.dtype)
-    value = lambda name, *dims: onnx.helper.make_tensor_value_info(name, kind, dims)
-    graph = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node("MatMul", ["x", "w"], ["product"]),
-            onnx.helper.make_node("Add", ["product", "b"], ["y"]),
-        ],
-        "typed",
-        [value("x", "n", 4)],
-        [value("y", "n", 3)],
-        [onnx.numpy_helper.from_array(w, "w"), onnx.numpy_helper.from_array(b, "b")],
-    )
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
 
 
 @pytest.mark.parametrize("kind", ["auto", "host", "graph"])

@@ -16,10 +16,9 @@ from gradcut.errors import (
 )
 from gradcut.runtime import backend
 from gradcut.runtime.host_optimizer import HostOptimizer
-from tests.exported import text
 
 # One model with everything: a batch norm, a dropout, a weight that two layers read, and a frozen one.
-from tests.runtime.stepping import compiled, feeds, session
+from tests.runtime.stepping import FED, compiled, feeds, session
 
 OPTIMIZERS = {
     "sgd": (gradcut.SGD(lr=0.05), torch.optim.SGD),
@@ -31,20 +30,9 @@ OPTIMIZERS = {
     "amsgrad": (gradcut.AdamW(lr=0.01, amsgrad=True), torch.optim.AdamW),
 }
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
 # Three parameters whose gradients are exactly what is fed: loss-free, cotangents as inputs.
-FED = text(
-    """
-g (float[1, 8] x) => (float[8] p, float[4, 8] q, float[1, 8] r)
-<float[8] a = {1.0, -2.0, 0.5, 3.0, -0.1, 0.0, 1e-3, 10.0}, float[4, 8] c = {CS}, float[1, 8] e = {ES}>
-{
-    flat = Squeeze (x)
-    p = Add (a, flat)
-    q = Add (c, x)
-    r = Add (e, x)
-}""".replace("CS", ", ".join(f"{i / 16 - 1:.4f}" for i in range(32))).replace("ES", ", ".join("12345678"))
-)
-
-
 @pytest.mark.parametrize("kind", ["host", "graph"])
 @every_optimizer
 def test_fifty_steps_from_fed_gradients_equal_torch(name: str, kind: str) -> None:

@@ -18,7 +18,7 @@ import gradcut
 from gradcut.errors import NotFiniteError, PatternError, SpecError
 from gradcut.optimizers import Optimizer
 from tests.exported import text
-from tests.runtime.test_session import FED, MODEL, feeds, state, typed
+from tests.runtime.stepping import FED, MODEL, feeds, state, typed
 from tests.test_optimizers import lamb_formula, lars_formula
 
 Array = np.ndarray[Any, Any]
