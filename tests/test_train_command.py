@@ -132,7 +132,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, data: Path) -> None:
     time.sleep(0.5)
     assert running.poll() is None
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=90)
     assert (running.returncode, err) == (130, "error: interrupted\n")
     assert (folder / CHECKPOINT).read_bytes() == before
 
@@ -144,7 +144,7 @@ def test_ctrl_c_while_a_module_is_imported(tmp_path: Path) -> None:
     running = process(folder, "--data", "slow_module:f", cwd=tmp_path)
     until((tmp_path / "slow").exists, running)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=90)
     assert (running.returncode, err) == (130, "error: interrupted\n")
     assert (folder / CHECKPOINT).read_bytes() == before and not (folder / METRICS).exists()
 
