@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -57,8 +59,8 @@ def test_bodies_equal_their_lowerings(sample: Sample, form: str) -> None:
 
 
 def test_every_operator_of_the_dialect_is_called_by_some_sample() -> None:
-    called = set()
-    for sample in SAMPLES:
-        for form in FORMS[:2]:
-            called |= calls(differentiated(sample, build(sample, form), lower=False))
-    assert set(DIALECT) - called == {MARK, *ELSEWHERE}
+    uncalled = set(DIALECT) - {MARK, *ELSEWHERE}
+    for sample, form in product(SAMPLES, FORMS[:2]):
+        if uncalled:
+            uncalled -= calls(differentiated(sample, build(sample, form), lower=False))
+    assert uncalled == set()
