@@ -6,7 +6,7 @@ the model is one of opset 21; else it stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx.defs
 import onnx_ir as ir
@@ -41,7 +41,14 @@ def _means_the_same(node: ir.Node) -> bool:
     except onnx.defs.SchemaError:
         return False
     known = set(node.attributes) <= set(schema.attributes)
-    return known and len(node.inputs) <= schema.max_input and len(node.outputs) <= schema.max_output
+    fits = len(node.inputs) <= schema.max_input and len(node.outputs) <= schema.max_output
+    return known and fits and _takes(schema.inputs, node.inputs) and _takes(schema.outputs, node.outputs)
+
+
+def _takes(formal: Sequence[onnx.defs.OpSchema.FormalParameter], values: Sequence[ir.Value | None]) -> bool:
+    """Whether a bfloat16 is one of the types; most of the later definitions are there for it alone."""
+    brain = [at for at, value in enumerate(values) if value is not None and value.dtype == ir.DataType.BFLOAT16]
+    return all("tensor(bfloat16)" in formal[min(at, len(formal) - 1)].types for at in brain)
 
 
 def _are_old(values: Iterable[ir.Value]) -> bool:

@@ -71,3 +71,10 @@ def test_a_model_with_what_opset_21_has_not_stays() -> None:
         "{ n = RMSNormalization(x, s)  y = GlobalLpPool(n) }"
     )
     assert imported(model).opset_imports[""] == 23
+
+
+def test_a_bfloat16_that_opset_21_does_not_take_stays() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 22]> g (bfloat16[2,3,4] x) => (bfloat16[2,3,1] y) { y = GlobalLpPool(x) }'
+    )
+    assert imported(model).opset_imports[""] == 22
