@@ -2,8 +2,7 @@
 
 1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
 2. Opsets 6 to 20 become 21; 21 to 26 stay where ONNX Runtime has kernels for them, see `gradcut.passes.runnable`;
-   others are refused by number. Operators that ONNX defines by others, and
-   that have no rule here, become those.
+   others are refused by number. Operators that ONNX defines by others, and that have no rule here, become those.
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
 4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see

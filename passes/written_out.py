@@ -21,25 +21,33 @@ def write_out(model: ir.Model) -> bool:
     """Replace such nodes; whether there were any. Shapes are to be known as far as they can be."""
     opset = model.opset_imports[""]
     nodes = [node for node in model.graph.all_nodes() if _is_beyond_the_kernel(node, opset)]
-    names = Names.of(model) if nodes else None
+    ranges = [node for node in model.graph.all_nodes() if _is_range_of_vectors(node)]
+    if not nodes and not ranges:
+        return False
+    names = Names.of(model)
     for node in nodes:
-        assert names is not None
         _replace(node, names, opset)
-    ranges = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type == "Range"]
-    vectors = [_with_scalars(node, model) for node in ranges]
-    return bool(nodes) or any(vectors)
+    for node in ranges:
+        _with_scalars(node, names)
+    return True
 
 
-def _with_scalars(node: ir.Node, model: ir.Model) -> bool:
-    """Give a Range scalars in place of vectors; whether there were any."""
-    vectors = [(index, value) for index, value in enumerate(node.inputs) if value is not None and value.shape]
-    if vectors:
-        b, graph = Builder(Names.of(model), prefix=f"{node.outputs[0].name}_"), node.graph
-        assert isinstance(graph, ir.Graph)
-        for index, value in vectors:
+def _is_range_of_vectors(node: ir.Node) -> bool:
+    return (
+        node.domain == ""
+        and node.op_type == "Range"
+        and any(value is not None and value.shape for value in node.inputs)
+    )
+
+
+def _with_scalars(node: ir.Node, names: Names) -> None:
+    """Give a Range scalars in place of vectors."""
+    b, graph = Builder(names, prefix=f"{node.outputs[0].name}_"), node.graph
+    assert isinstance(graph, ir.Graph)
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.shape:
             node.replace_input_with(index, b.op("Reshape", value, b.ints([]), dtype=value.dtype, shape=ir.Shape([])))
-        graph.insert_before(node, b.nodes)
-    return bool(vectors)
+    graph.insert_before(node, b.nodes)
 
 
 def _is_beyond_the_kernel(node: ir.Node, opset: int) -> bool:
