@@ -14,10 +14,10 @@ from gradcut.parameters import decide
 from gradcut.passes import Differentiate, Fold, Import, Lower, Pipeline, Propagate, Simplify, StopGradient
 from gradcut.passes.base import FROZEN, GRADIENTS, PIPELINE, read_json, write_json
 from gradcut.passes.importer import check_opset
+from gradcut.passes.importing.straight_through import allow
 from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import ask, checked_names
 from gradcut.passes.stop_gradient import frozen_names, insert_marks
-from gradcut.passes.straight_through import allow
 from gradcut.rules import REGISTRY
 from gradcut.source import Source, load, own, require_one_message, take_in
 from gradcut.spec import as_patterns, match_parameters, match_values

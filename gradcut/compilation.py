@@ -19,7 +19,8 @@ from gradcut.optimizers import UpdatePlan
 from gradcut.parameters import Decision, is_bias_or_norm
 from gradcut.passes import Emit, Lower, Pass, Pipeline, Simplify, Specialize, StopGradient
 from gradcut.passes.base import ACTIVITY, DECISIONS, FROZEN, GRADIENTS, LOSS, read_json
-from gradcut.passes.importer import inline, name_nodes
+from gradcut.passes.importer import name_nodes
+from gradcut.passes.importing.functions import inline
 from gradcut.passes.pipeline import Watch
 from gradcut.passes.propagate import main_values
 from gradcut.passes.random import DRAWS

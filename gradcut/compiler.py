@@ -15,9 +15,9 @@ from gradcut.losses import Objective, as_text
 from gradcut.manifest import manifest
 from gradcut.optimizers import Groups, Optimizer, UpdateRequest, as_groups
 from gradcut.passes import Pipeline
+from gradcut.passes.importing.straight_through import allow
 from gradcut.passes.loss import attach_graph
 from gradcut.passes.pipeline import Watch, collection_held
-from gradcut.passes.straight_through import allow
 from gradcut.request import Request, as_optimizer, as_seed
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns

@@ -1,69 +1,54 @@
-"""`import`: bring a model into the form that every later pass expects.
+"""`import`: bring a model into the form that every later pass expects, by the steps of `gradcut.passes.importing`.
 
 1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
-2. Opsets 6 to 20 become 21; 21 to 26 stay where ONNX Runtime has kernels for them, see `gradcut.passes.runnable`;
-   others are refused by number. Operators that ONNX defines by others, and that have no rule here, become those.
+2. Opsets 6 to 20 become 21; 21 to 26 stay where ONNX Runtime has kernels for them, see `runnable`; others are refused
+   by number. Operators that ONNX defines by others, and that have no rule here, become those.
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
-4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see
-   `gradcut.passes.bodies`; an If that has no choice gives way to its branch, see `gradcut.passes.branches`.
-5. What torch stopped is marked, by what its exporter wrote into the metadata, see `gradcut.passes.torch_marks`.
-6. Sequences that stand for a Split or a Concat are taken apart, see `gradcut.passes.sequences`,
-   `known_sequences` and, for those that a Loop collects, `loop_sequences`.
+4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see `bodies`; an If
+   that has no choice gives way to its branch, see `branches`.
+5. What torch stopped is marked, by what its exporter wrote into the metadata, see `torch_marks`.
+6. Sequences that stand for a Split or a Concat are taken apart, see `sequences`, `known_sequences` and, for those that
+   a Loop collects, `loop_sequences`.
 7. Constants that are parameters become initializers under their output's name.
-8. Types and shapes are inferred where the file does not say them, or inference would say them wrong, see
-   `gradcut.passes.window_sizes`.
-9. What ONNX Runtime's kernel does not take of an operator is written out, see `gradcut.passes.written_out`.
+8. Types and shapes are inferred where the file does not say them, or inference would say them wrong, see `inference`.
+9. What ONNX Runtime's kernel does not take of an operator is written out, see `written_out`.
 
-What no gradient trains is refused first, see `gradcut.passes.kinds`; what contradicts itself, on the way, see
-`gradcut.passes.consistency`.
+What no gradient trains is refused first, see `kinds`; what contradicts itself, on the way, see `consistency`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx
-import onnx.checker
-import onnx.defs
-import onnx.helper
-import onnx.inliner
-import onnx.shape_inference
-import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
-from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
-from gradcut.errors import ImportModelError, UnsupportedModelError
+from gradcut.errors import UnsupportedModelError
 from gradcut.ops import Dim, Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
-from gradcut.passes.bodies import settle_bodies
-from gradcut.passes.branches import take_known_branches
-from gradcut.passes.consistency import check_operators, check_shapes, check_types
-from gradcut.passes.contrib_types import MICROSOFT, with_stand_ins
-from gradcut.passes.convert import NEWEST, OLDEST, TARGET, convert_to, is_kept, through
-from gradcut.passes.kinds import check_kind
-from gradcut.passes.known_sequences import construct_sequences
-from gradcut.passes.layouts import time_first
-from gradcut.passes.loop_sequences import stack_sequences
-from gradcut.passes.mean_variance import write_out_mean_variance
-from gradcut.passes.runnable import bring_to_kernels
-from gradcut.passes.sequences import unpack_sequences
-from gradcut.passes.shapes import infer_bodies
-from gradcut.passes.straight_through import pass_straight_through
-from gradcut.passes.torch_marks import mark_as_torch
-from gradcut.passes.window_sizes import right_window_sizes
-from gradcut.passes.written_out import write_out
+from gradcut.passes.importing.bodies import settle_bodies
+from gradcut.passes.importing.branches import take_known_branches
+from gradcut.passes.importing.consistency import check_operators, check_types
+from gradcut.passes.importing.contrib_types import MICROSOFT
+from gradcut.passes.importing.convert import NEWEST, OLDEST, TARGET, convert_to
+from gradcut.passes.importing.functions import inline, take_apart
+from gradcut.passes.importing.inference import infer
+from gradcut.passes.importing.kinds import check_kind
+from gradcut.passes.importing.known_sequences import construct_sequences
+from gradcut.passes.importing.layouts import time_first
+from gradcut.passes.importing.loop_sequences import stack_sequences
+from gradcut.passes.importing.runnable import bring_to_kernels
+from gradcut.passes.importing.sequences import unpack_sequences
+from gradcut.passes.importing.straight_through import pass_straight_through
+from gradcut.passes.importing.torch_marks import mark_as_torch
+from gradcut.passes.importing.written_out import write_out
 from gradcut.rules import REGISTRY
 from gradcut.text import nearest
 
-#: Operators without a rule here that ONNX defines by a function of others.
-BY_BODY = frozenset({"MeanVarianceNormalization", "SwiGLU"})
 #: How many outputs ONNX Runtime insists on, of its own operators.
 _LEAST_OUTPUTS = {(MICROSOFT, "EmbedLayerNormalization"): 2}
 #: What exporters call any dimension that is open.
@@ -88,7 +73,7 @@ class Import(Pass):
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
         declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
-        _take_apart(model)
+        take_apart(model)
         bring_to_kernels(model)
         time_first(model)
         _say_onesided(model)
@@ -104,9 +89,9 @@ class Import(Pass):
         unpack_sequences(model)
         stack_sequences(model)
         _lift_constants(model)
-        _infer(model)
+        infer(model)
         if write_out(model):
-            _infer(model)
+            infer(model)
         pass_straight_through(model)
         check_types(model)
         declare(model)
@@ -153,53 +138,6 @@ def _is_identity(function: ir.Function) -> bool:
     )
 
 
-# --- functions -----------------------------------------------------------------------------------------------
-
-
-def inline(model: ir.Model) -> None:
-    """Put the bodies of functions in place of their calls; marks come out of them."""
-    kept = [key for key in model.functions if is_kept(key)]
-    if len(kept) == len(model.functions):
-        return
-    for function in model.functions.values():
-        if DOMAIN not in function.opset_imports and any(n.domain == DOMAIN for n in function):
-            function.opset_imports[DOMAIN] = 1
-    ids = [(key[0], key[1]) for key in kept]
-    through(model, lambda proto: onnx.inliner.inline_selected_functions(proto, ids, exclude=True))
-
-
-def _take_apart(model: ir.Model) -> None:
-    """Operators without a rule that ONNX itself defines by others become those."""
-    if not REGISTRY.knows("", "MeanVarianceNormalization"):
-        write_out_mean_variance(model)
-    mine = [op_type for op_type in BY_BODY if not REGISTRY.knows("", op_type)]
-    calls = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type in mine]
-    for node in calls:
-        _say_defaults(node, model.opset_imports[""])
-    ids = [("", op_type) for op_type in sorted({node.op_type for node in calls})]
-    if ids:
-        inlined = functools.partial(onnx.inliner.inline_selected_functions, inline_schema_functions=True)
-        with contextlib.suppress(ImportModelError):  # of a call that leaves an operand out, onnx cannot tell the type
-            through(model, lambda proto: inlined(onnx.shape_inference.infer_shapes(proto), ids))
-
-
-def _say_defaults(node: ir.Node, opset: int) -> None:
-    """Onnx's inliner hands on only those attributes that a call has."""
-    for name, attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
-        if name not in node.attributes and attribute.default_value.type:
-            node.attributes.add(ir.serde.deserialize_attribute(attribute.default_value))
-
-
-def _say_onesided(model: ir.Model) -> None:
-    """Half a spectrum is what STFT gives by default; onnx's inference takes it for a whole one where it is not said."""
-    for node in model.graph.all_nodes():
-        if node.domain == "" and node.op_type == "STFT" and "onesided" not in node.attributes:
-            node.attributes.add(ir.AttrInt64("onesided", 1))
-            shape = node.outputs[0].shape
-            if shape is not None and len(shape) == 4:
-                node.outputs[0].shape = ir.Shape([dim if axis != 2 else None for axis, dim in enumerate(shape)])
-
-
 # --- graph ---------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +167,16 @@ def name_nodes(model: ir.Model) -> None:
         if not node.name or node.name in seen:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
         seen.add(node.name)
+
+
+def _say_onesided(model: ir.Model) -> None:
+    """Half a spectrum is what STFT gives by default; onnx's inference takes it for a whole one where it is not said."""
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type == "STFT" and "onesided" not in node.attributes:
+            node.attributes.add(ir.AttrInt64("onesided", 1))
+            shape = node.outputs[0].shape
+            if shape is not None and len(shape) == 4:
+                node.outputs[0].shape = ir.Shape([dim if axis != 2 else None for axis, dim in enumerate(shape)])
 
 
 def _name_outputs(model: ir.Model) -> None:
@@ -263,78 +211,6 @@ def lift_constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _take_branches(model: ir.Model) -> None:
     if any((node.domain, node.op_type) == ("", "If") for node in model.graph.all_nodes()):
-        _infer(model)
+        infer(model)
         while take_known_branches(model):
-            _infer(model)
-
-
-def _infer(model: ir.Model) -> None:
-    """Keep what the file says; the pass adds the rest, and leaves what it cannot tell unknown."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None:
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-    _infer_again(model)
-    for _ in range(len(model.graph)):
-        if not right_window_sizes(model):
-            break
-        _infer_again(model)
-    infer_bodies(model, _infer_again)
-
-
-def _infer_again(model: ir.Model) -> None:
-    known = {value: value.shape for node in model.graph for value in node.outputs}
-    inferred = ir.from_proto(_inferred(model))
-    for mine, theirs in zip(model.graphs(), inferred.graphs(), strict=True):
-        _take_over_types(mine, theirs)
-    for value, shape in known.items():
-        if shape is not None and _says_more(shape, value.shape):
-            value.shape = shape
-    _open_attention(model)
-
-
-def _open_attention(model: ir.Model) -> None:
-    """Onnx's inference takes a size that it does not know for 0, where it has to be divided by a number of heads."""
-    for node in [node for node in model.graph.all_nodes() if node.op_type == "Attention" and node.domain == ""]:
-        empty = any(dim == 0 for value in node.inputs if value is not None for dim in value.shape or ())
-        for value in () if empty else node.outputs:
-            if value.shape is not None and any(dim == 0 for dim in value.shape):
-                value.shape = ir.Shape([None if dim == 0 else dim for dim in value.shape])
-
-
-def _take_over_types(graph: ir.Graph, inferred: ir.Graph) -> None:
-    found = ir.convenience.create_value_mapping(inferred, include_subgraphs=False)
-    for name, value in ir.convenience.create_value_mapping(graph, include_subgraphs=False).items():
-        if name in found:
-            value.type = value.type if found[name].type is None else found[name].type
-            value.shape = value.shape if found[name].shape is None else found[name].shape
-
-
-def _inferred(model: ir.Model) -> onnx.ModelProto:
-    """ONNX's inference, first with its check of operand types, which is stricter than runtimes are.
-
-    onnx_ir's pass leaves every type unknown where it fails; an unknown type would count as a float.
-    """
-
-    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
-        check_shapes(proto)
-        with_stand_ins(proto)
-        with contextlib.suppress(onnx.shape_inference.InferenceError):
-            return onnx.shape_inference.infer_shapes(proto, check_type=True, data_prop=True)
-        return onnx.shape_inference.infer_shapes(proto, check_type=False, data_prop=True)
-
-    try:
-        return call_onnx_api(infer, model)
-    except onnx.shape_inference.InferenceError as error:
-        raise ImportModelError(f"types or shapes of the model contradict each other: {error}") from error
-
-
-def _says_more(said: ir.Shape, inferred: ir.Shape | None) -> bool:
-    """Whether the file's own shape has names or numbers that inference lost."""
-    if inferred is None or len(said) != len(inferred):
-        return True
-    return any(_is_unknown(b) and not _is_unknown(a) for a, b in zip(said, inferred, strict=True))
-
-
-def _is_unknown(dim: Dim) -> bool:
-    return not isinstance(dim, int) and dim.value is None
+            infer(model)

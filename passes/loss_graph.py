@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from gradcut.errors import LossError
 from gradcut.ops import Names, is_float
-from gradcut.passes.consistency import check_model_shapes
-from gradcut.passes.convert import convert_to
 from gradcut.passes.importer import Import
+from gradcut.passes.importing.consistency import check_model_shapes
+from gradcut.passes.importing.convert import convert_to
 from gradcut.text import join_names
 
 

@@ -18,7 +18,7 @@ from gradcut.ops import Names, is_float
 from gradcut.parameters import Decision, decide
 from gradcut.passes.base import DECISIONS, FROZEN, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.importer import lift_constant
-from gradcut.passes.kinds import check_weights
+from gradcut.passes.importing.kinds import check_weights
 from gradcut.rules import REGISTRY
 from gradcut.spec import Uses, match_parameters, match_values
 from gradcut.text import join_names

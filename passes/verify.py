@@ -13,7 +13,7 @@ from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 from gradcut.dialect import DIALECT, DOMAIN
 from gradcut.errors import VerifyError
-from gradcut.passes.contrib_types import MICROSOFT
+from gradcut.passes.importing.contrib_types import MICROSOFT
 
 _OF_THE_RUNTIME = frozenset({"SimplifiedLayerNormalization"})
 

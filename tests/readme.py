@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gradcut.dialect import DOMAIN
-from gradcut.passes.importer import BY_BODY
+from gradcut.passes.importing.functions import BY_BODY
 from gradcut.rules import REGISTRY, Rule
 from gradcut.rules.registry import names_of
 from tests.corpus.cases import counts

@@ -20,7 +20,8 @@ from gradcut.heads.follow import Dims, Follower
 from gradcut.losses import Objective, as_text, parse_loss, parse_terms, split_path
 from gradcut.ops import Names, is_float
 from gradcut.passes.base import FROZEN, read_json, write_json
-from gradcut.passes.importer import check_opset, inline
+from gradcut.passes.importer import check_opset
+from gradcut.passes.importing.functions import inline
 from gradcut.passes.propagate import main_values
 from gradcut.passes.stop_gradient import frozen_names
 from gradcut.source import Source, load

@@ -1,4 +1,4 @@
-"""Rounding that gradients pass straight through, see `gradcut.passes.straight_through`."""
+"""Rounding that gradients pass straight through, see `gradcut.passes.importing.straight_through`."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from gradcut.errors import FeedError, SpecError
 from gradcut.ops import is_float
 from gradcut.parameters import parameters
 from gradcut.passes import Import, StopGradient
+from gradcut.passes.importing.straight_through import allow, spell_out
 from gradcut.passes.propagate import main_values
-from gradcut.passes.straight_through import allow, spell_out
 from gradcut.rules import REGISTRY
 from gradcut.runtime.backward import Backward, line
 from gradcut.runtime.budget import Budget, spread

@@ -11,7 +11,7 @@ import onnx
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor
 
-from gradcut.passes.importer import BY_BODY
+from gradcut.passes.importing.functions import BY_BODY
 from gradcut.rules import REGISTRY
 from tests.compositions import elements, indices, norms, products, shapes, windows  # noqa: F401  they declare makers
 from tests.compositions.makers import MAKERS

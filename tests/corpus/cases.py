@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
 from gradcut.errors import GradcutError, GradientCheckError
-from gradcut.passes.convert import NEWEST, OLDEST
+from gradcut.passes.importing.convert import NEWEST, OLDEST
 from gradcut.runtime.check import check_gradients
 from gradcut.runtime.widen import runtime
 from tests.corpus.listed import FLAT, REFUSED

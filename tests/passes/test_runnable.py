@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 import gradcut
-from gradcut.passes.runnable import UP_TO_21
+from gradcut.passes.importing.runnable import UP_TO_21
 from gradcut.runtime.check import check_gradients, imported, require
 from tests.rules.sample import Array, Sample, build, normal, sample
 

@@ -1,7 +1,8 @@
 """Opsets: a model at the one that the rules know, by ONNX's own converter, mended where that is silently wrong.
 
 - Hardmax before 13 saw a matrix; the mask of a Dropout before 10 was of its input's type;
-  GroupNormalization before 21 had a scale for each group; for the other normalisations see `gradcut.passes.old_norms`.
+  GroupNormalization before 21 had a scale for each group; for other normalisations see
+  `gradcut.passes.importing.old_norms`.
 - PRelu before 7 had a slope for each channel, which from there broadcasts like any other operand.
 - Upsample, and Resize before 11, read the places of `asymmetric`; nearest ones, the next place above where an axis
   shrinks and the one below where it grows, which today's Resize has one attribute for.
@@ -22,7 +23,7 @@ from onnx_ir.passes.common._c_api_utils import call_onnx_api
 from gradcut.dialect import DIALECT, DOMAIN
 from gradcut.errors import ImportModelError, UnsupportedModelError
 from gradcut.ops import Builder, Names
-from gradcut.passes.old_norms import layer_norms_aside, spell_out_batch_norms, train_batch_norms
+from gradcut.passes.importing.old_norms import layer_norms_aside, spell_out_batch_norms, train_batch_norms
 from gradcut.rules import REGISTRY
 
 OLDEST, TARGET, NEWEST = 6, 21, 26

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from gradcut.errors import UnsupportedModelError
-from gradcut.passes.straight_through import is_quantize, passes_rounding
+from gradcut.passes.importing.straight_through import is_quantize, passes_rounding
 
 _INTEGER = frozenset(
     {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}

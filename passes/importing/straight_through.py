@@ -16,7 +16,7 @@ from gradcut.dialect.straight import STRAIGHT, is_straight
 from gradcut.errors import SpecError, UnsupportedModelError
 from gradcut.ops import Builder, Names
 from gradcut.parameters import constant_tensor
-from gradcut.passes.consistency import called
+from gradcut.passes.importing.consistency import called
 
 QUANTIZED, STRAIGHT_THROUGH = "gradcut.quantized", "straight-through"
 CHOICES = ("refuse", STRAIGHT_THROUGH)

@@ -1,0 +1,1 @@
+"""The steps of `gradcut.passes.importer`, one file each."""
