@@ -27,7 +27,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import UnsupportedModelError
-from gradcut.ops import Dim, Names
+from gradcut.ops import Dim, Names, static_dims
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.importing.bodies import settle_bodies
@@ -70,6 +70,7 @@ class Import(Pass):
         declare(model)
         inline(model)
         _open_dimensions(model)
+        _leave_out_empty_scales(model)
         if model.opset_imports[""] < TARGET:
             convert_to(model, TARGET)
         declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
@@ -150,6 +151,14 @@ def _open_dimensions(model: ir.Model) -> None:
         for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
             if value.shape is not None and any(_is_open(dim) for dim in value.shape):
                 value.shape = ir.Shape([None if _is_open(dim) else dim for dim in value.shape])
+
+
+def _leave_out_empty_scales(model: ir.Model) -> None:
+    """Resize 11 had to be given scales beside sizes, of no element; onnx's inference takes one of the two."""
+    for node in [node for node in model.graph.all_nodes() if node.op_type == "Resize" and node.domain == ""]:
+        scales, sizes = (*node.inputs, None, None, None, None)[2:4]
+        if scales is not None and sizes is not None and static_dims(scales.shape) == (0,):
+            node.replace_input_with(2, None)
 
 
 def _is_open(dim: Dim) -> bool:

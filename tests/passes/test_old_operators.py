@@ -56,6 +56,19 @@ def test_a_nearest_resize_of_old_that_shrinks(scales: tuple[float, float]) -> No
     np.testing.assert_allclose(dx.ravel(), sums, rtol=1e-5, atol=1e-5)
 
 
+def test_a_resize_of_opset_11_by_sizes_is_given_scales_of_no_element() -> None:
+    """They were obligatory there; as inputs of the graph they are fed."""
+    node = helper.make_node("Resize", ["x", "roi", "scales", "sizes"], ["y"], mode="nearest")
+    model = one(node, [1, 1, 2, 3], {}, 11)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 4, 6]), "sizes"))
+    model.graph.input.extend(helper.make_tensor_value_info(name, 1, [0]) for name in ("roi", "scales"))
+    x, nothing = np.float32([[[[1, 2, 3], [4, 5, 6]]]]), np.zeros(0, np.float32)
+    feeds = {"x": x, "roi": nothing, "scales": nothing}
+    y, dx = ran(gradcut.vjp(model, wrt=["x"], of=["y"]), {**feeds, "y_grad": np.ones((1, 1, 4, 6), np.float32)})
+    np.testing.assert_array_equal(y, ran(model, feeds)[0])
+    np.testing.assert_array_equal(dx, np.full_like(x, 4))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_group_norm_with_a_scale_for_each_group(groups: int) -> None:
     scale = np.arange(1, groups + 1, dtype=np.float32)
