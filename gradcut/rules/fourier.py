@@ -118,7 +118,7 @@ def stft(op: Adjoint) -> Cotangents:
 
     The signal adds up what its frames get, the window sums over frames.
     """
-    b, signal, dY, kind = op.b, op["signal"], op.wide(op.dY), ir.DataType.INT64
+    b, signal, dY, kind = op.b, _channels_last(op), op.wide(op.dY), ir.DataType.INT64
     length = _frame_length(op)
     spectra = b.op("DFT", dY, b.Squeeze(length), b.constant(2), inverse=1) * b.Cast(length, to=dY.dtype)
     frames = _like(op, spectra, signal)
@@ -132,10 +132,21 @@ def stft(op: Adjoint) -> Cotangents:
             rows = frames * b.Unsqueeze(op.wide(op["window"]), b.ints([1]))
         operands = rows, places, b.shape_of(signal)
         added = b.op("GatherGrad", *operands, axis=1, domain="gradcut", dtype=rows.dtype, shape=signal.shape)
-        yield "signal", b.Cast(added, to=signal.dtype)
+        given = op["signal"]
+        alike = added if signal is given else b.op("Reshape", added, b.shape_of(given), allowzero=1, shape=given.shape)
+        yield "signal", b.Cast(alike, to=signal.dtype)
     if op.wants("window"):
         window, seen = op["window"], b.op("Gather", op.wide(signal), places, axis=1)
         yield "window", b.Cast(b.ReduceSum(frames * seen, b.ints([0, 1, 3]), keepdims=0), to=window.dtype)
+
+
+def _channels_last(op: Adjoint) -> ir.Value:
+    """The signal [N, L, C]; torch's exporter writes a real one as [N, L], which ONNX Runtime takes."""
+    b, signal = op.b, op["signal"]
+    if signal.shape is not None and len(signal.shape) == 3:
+        return signal
+    known = None if signal.shape is None else ir.Shape([*signal.shape, 1])
+    return b.op("Reshape", signal, b.ints([0, 0, -1]), dtype=signal.dtype, shape=known)
 
 
 def _frame_length(op: Adjoint) -> ir.Value:
