@@ -43,7 +43,7 @@ from gradcut.passes.importing.layouts import time_first
 from gradcut.passes.importing.loop_sequences import stack_sequences
 from gradcut.passes.importing.runnable import bring_to_kernels
 from gradcut.passes.importing.sequences import unpack_sequences
-from gradcut.passes.importing.straight_through import pass_straight_through
+from gradcut.passes.importing.straight_through import pass_straight_through, take_onnx_pairs
 from gradcut.passes.importing.torch_marks import mark_as_torch
 from gradcut.passes.importing.written_out import write_out
 from gradcut.rules import REGISTRY
@@ -75,6 +75,7 @@ class Import(Pass):
             convert_to(model, TARGET)
         declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
         take_apart(model)
+        take_onnx_pairs(model)
         bring_to_kernels(model)
         time_first(model)
         _say_onesided(model)

@@ -1,4 +1,8 @@
-"""Random operators in a check: what the backward's own run drew is an output there and an input of the differences."""
+"""What a check holds still: what the backward's run drew at random, and what it rounded to few bits and back.
+
+They are outputs there and inputs of the differences. A number that stands half-way rounds otherwise in float64 than in
+the runtime, and each that does is a step of the quantisation off.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from gradcut.ops import Builder, Names
 from gradcut.runtime.widen import Array
 
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+_ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
 def expose_draws(proto: onnx.ModelProto) -> dict[str, str]:
@@ -21,8 +26,10 @@ def expose_draws(proto: onnx.ModelProto) -> dict[str, str]:
     """
     found = {}
     taken = {output.name for output in proto.graph.output}
+    rounded = {node.output[0] for node in proto.graph.node if node.op_type in _ROUNDING}
     for node in proto.graph.node:
-        if node.domain or node.op_type not in (*_RANDOM, "Dropout"):
+        back = node.op_type == "DequantizeLinear" and node.input[0] in rounded
+        if node.domain or not (back or node.op_type in (*_RANDOM, "Dropout")):
             continue
         if node.op_type == "Dropout":
             if len(node.input) < 3 or not node.input[2]:

@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], list[Array]]
 
 _WIDTH = {ir.DataType.BFLOAT16: 2, ir.DataType.FLOAT16: 2, ir.DataType.FLOAT: 4, ir.DataType.DOUBLE: 8}
-_DTYPE_ATTRIBUTES = frozenset({"to", "dtype"})
+_DTYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 

@@ -30,7 +30,11 @@ def check_kind(model: ir.Model) -> None:
             "train it with the library that made it, or give a model of layers"
         )
     rounds = passes_rounding(model)
-    integer = [node for node in nodes if _computes_in_integers(node) and not (rounds and is_quantize(node))]
+    integer = [
+        node
+        for node in nodes
+        if _computes_in_integers(node) and not (is_quantize(node) and (rounds or _is_end(node, model)))
+    ]
     if integer:
         raise UnsupportedModelError(
             f"the model is quantised: it computes in integers ({_several(integer)}), which gradients do not train; "
@@ -53,6 +57,13 @@ def _is_pair(node: ir.Node) -> bool:
     """Whether a node gives back the floats that one before it rounded."""
     source = node.inputs[0] if node.inputs else None
     return source is not None and is_quantize(source.producer())
+
+
+def _is_end(quantize: ir.Node, model: ir.Model) -> bool:
+    """Whether no node reads the integers, which are outputs of the model at most."""
+    return quantize.graph is model.graph and not any(
+        quantize.outputs[at].uses() for at in (0, 2) if at < len(quantize.outputs)
+    )
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

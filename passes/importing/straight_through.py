@@ -1,9 +1,10 @@
-"""Quantised models whose rounding gradients may pass: a QuantizeLinear, and the DequantizeLinear behind it.
+"""Quantised models whose rounding gradients may pass: a QuantizeLinear or a DynamicQuantizeLinear, and the
+DequantizeLinear behind it.
 
 A model says that they may by its metadata ``gradcut.quantized: straight-through``, which survives save and load;
 `allow` writes it. The pair stays as it is, for the runtime, and behind it stands a `StraightThrough` of the dialect,
 which the lowering takes away: the cotangent passes where the rounded number is one that the integers have, and stops
-where it had to be clipped. Scales and zero points get none.
+where it had to be clipped. Scales and zero points get none of it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from gradcut.errors import SpecError, UnsupportedModelError
 from gradcut.ops import Builder, Names
 from gradcut.parameters import constant_tensor
 from gradcut.passes.importing.consistency import called
+from gradcut.passes.importing.contrib_types import MICROSOFT
 
 QUANTIZED, STRAIGHT_THROUGH = "gradcut.quantized", "straight-through"
 CHOICES = ("refuse", STRAIGHT_THROUGH)
-_DOMAINS = ("", "com.microsoft")
+_ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
 def allow(model: ir.Model, quantized: str) -> None:
@@ -41,7 +43,18 @@ def passes_rounding(model: ir.Model) -> bool:
 
 
 def is_quantize(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == "QuantizeLinear" and node.domain in _DOMAINS
+    """Whether a node rounds floats to integers; ONNX Runtime's own does it as ONNX's does."""
+    return node is not None and (
+        (node.domain == "" and node.op_type in _ROUNDING)
+        or (node.domain == MICROSOFT and node.op_type == "QuantizeLinear")
+    )
+
+
+def take_onnx_pairs(model: ir.Model) -> None:
+    """ONNX's operators in place of ONNX Runtime's own, which had more types before opset 21 and are the same since."""
+    for node in model.graph.all_nodes():
+        if node.domain == MICROSOFT and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = ""
 
 
 def pass_straight_through(model: ir.Model) -> None:
@@ -67,10 +80,11 @@ def spell_out(model: ir.Model) -> None:
     for node in [node for node in model.graph.all_nodes() if is_straight(node)]:
         graph, (y, x, inside), old = node.graph, node.inputs, node.outputs[0]
         assert isinstance(graph, ir.Graph) and y is not None and x is not None
-        marks = [new_mark(value, names) for value in (y, x)]
+        assert inside is not None
+        marks = [new_mark(value, names) for value in (y, x, inside)]
         b = Builder(names, prefix=f"{old.name}_")
         with b.arithmetic():
-            moved = b.Where(inside, x - marks[1].outputs[0], b.scalar_like(0.0, x))
+            moved = b.Where(marks[2].outputs[0], x - marks[1].outputs[0], b.scalar_like(0.0, x))
             new = b.op("Add", marks[0].outputs[0], moved, dtype=old.dtype, shape=old.shape)
         graph.insert_before(node, [*marks, *b.nodes])
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
@@ -80,13 +94,14 @@ def spell_out(model: ir.Model) -> None:
 
 
 def _check_pair(quantize: ir.Node, reader: ir.Node) -> None:
-    if reader.op_type != "DequantizeLinear" or reader.domain not in _DOMAINS:
+    if reader.op_type != "DequantizeLinear" or reader.domain:
         raise UnsupportedModelError(
             f"{called(quantize)} gives integers to {called(reader)}, which gradients do not pass; straight-through "
-            "takes pairs of QuantizeLinear and DequantizeLinear alone: quantise the model in the QDQ form"
+            "takes pairs of QuantizeLinear or DynamicQuantizeLinear and DequantizeLinear alone: quantise the model in "
+            "the QDQ form"
         )
     for index, what in ((1, "scale"), (2, "zero point")):
-        if not _same(_operand(quantize, index), _operand(reader, index)):
+        if not _same(_setting(quantize, index), _operand(reader, index)):
             raise UnsupportedModelError(
                 f"{called(reader)} takes another {what} than {called(quantize)}, whose integers it reads; "
                 "straight-through takes pairs that give back what went in"
@@ -95,6 +110,11 @@ def _check_pair(quantize: ir.Node, reader: ir.Node) -> None:
 
 def _operand(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _setting(quantize: ir.Node, index: int) -> ir.Value | None:
+    """The scale, 1, or the zero point, 2: given, or what a DynamicQuantizeLinear found."""
+    return quantize.outputs[index] if quantize.op_type == "DynamicQuantizeLinear" else _operand(quantize, index)
 
 
 def _same(one: ir.Value | None, other: ir.Value | None) -> bool:
@@ -138,7 +158,7 @@ def _estimate(quantize: ir.Node, readers: list[ir.Node], names: Names) -> None:
 def _inside(b: Builder, quantize: ir.Node, x: ir.Value) -> ir.Value:
     """Where X / scale, rounded and shifted, is a number that the integers have; BOOL, of the shape of X."""
     kind = quantize.outputs[0].dtype
-    scale, zero = _operand(quantize, 1), _operand(quantize, 2)
+    scale, zero = _setting(quantize, 1), _setting(quantize, 2)
     assert kind is not None and scale is not None
     float_ = ir.DataType.FLOAT
     ratio = b.Cast(x, to=float_) / _spread(b, quantize, b.Cast(scale, to=float_), x)

@@ -31,7 +31,6 @@ FLAT = {
 
 #: Cases that gradcut refuses, and a piece of what it says.
 REFUSED = {
-    "test_dynamicquantizelinear*": "the model is quantised: it computes in integers",
     "test_flexattentio*[!6]": _NO_RULE,
     "test_flexattention_fp16": _NO_RULE,
     "test_scan_sum": "the Scan of opset 8 has a batch axis",

@@ -175,6 +175,19 @@ def test_from_python(file: tuple[str, Path]) -> None:
             call()
 
 
+def test_integers_that_nothing_reads_are_no_bar() -> None:
+    """What only goes out rounded leaves the rest of the model a float one."""
+    model = parse(
+        """g (float[3] x) => (float y, uint8[3] q, uint8[3] r) <float h = {0.5}, uint8 o = {3}> {
+        q, s, z = DynamicQuantizeLinear (x)
+        r = QuantizeLinear (x, h, o)
+        y = Mul (s, s) }"""
+    )
+    x = np.float32([1, -2, 0.5])
+    dX = session(gradcut.vjp(model, ["x"], ["y"])).run(None, {"x": x, "y_grad": np.array(1, np.float32)})[1]
+    np.testing.assert_allclose(dX, 2 * 3 / 255**2 * np.float32([1, -1, 0]), rtol=1e-6)
+
+
 STORED = parse("""
 g (float[n, 2] x) => (float[n, 2] y)
 <int8[2, 2] q = {1, 2, 3, 4}, float s = {0.5}, float[2] b = {1, 2}, float[2, 2] head = {1, 2, 3, 5}> {

@@ -19,7 +19,7 @@ from gradcut.errors import SpecError, UnsupportedModelError
 from gradcut.rules import REGISTRY
 from gradcut.runtime.check import check_gradients
 from models import zoo
-from tests.written import session
+from tests.written import parse, session
 
 SEED = 20240811
 ON = "straight-through"
@@ -120,6 +120,45 @@ def test_floats_of_eight_bits() -> None:
     np.testing.assert_array_equal(dX, np.where(np.abs(x / np.float32(0.01)) <= 448, dY, 0))
 
 
+@pytest.mark.parametrize("opset", [11, 21, 26])
+def test_dynamic(opset: int) -> None:
+    """A scale for the numbers at hand; a second use of it has the scale's own derivative."""
+    model = parse(
+        """g (float[4,50] x) => (float[4,50] y, float t) {
+        q, s, z = DynamicQuantizeLinear (x)
+        y = DequantizeLinear (q, s, z)
+        t = Mul (s, s) }""",
+        opset,
+    )
+    x, dY = data(4, 50)
+    proto = gradcut.vjp(model, ["x"], ["y", "t"], quantized=ON)
+    y, _, dX = session(proto).run(None, {"x": x, "y_grad": dY, "t_grad": np.array(3, np.float32)})
+    tensor = torch.tensor(x, requires_grad=True)
+    scale = (tensor.max() - tensor.min()) / 255
+    low, step = float(x.min()), float(scale.detach())
+    rounded = torch.fake_quantize_per_tensor_affine(tensor, step, round(-low / step), 0, 255)
+    (rounded * torch.tensor(dY)).sum().backward(retain_graph=True)
+    (3 * scale**2).backward()
+    assert tensor.grad is not None
+    np.testing.assert_allclose(y, rounded.detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dX, tensor.grad.numpy(), rtol=1e-5, atol=1e-7)
+    assert check_gradients(model, {"x": x}, ["x"], quantized=ON).ok
+
+
+@pytest.mark.parametrize(
+    "kind", [TensorProto.INT16, TensorProto.UINT8, TensorProto.INT4], ids=TensorProto.DataType.Name
+)
+def test_pairs_of_the_runtimes_own(kind: int) -> None:
+    x, dY = data(4, 50)
+    model = pair(kind, np.float32(0.02), np.array(3), x.shape)
+    y, dX = gradient(model, x, dY)
+    for node in model.graph.node:
+        node.domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    for found, expected in zip(gradient(model, x, dY), (y, dX), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_refused_unless_asked() -> None:
     model = pair(TensorProto.INT8, np.float32(0.1), np.array(0), (2, 3))
     with pytest.raises(UnsupportedModelError, match="--quantized straight-through"):
@@ -185,6 +224,14 @@ def test_a_check_holds_the_rounding_still(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--quantized", ON])
     assert result.exit_code == 0, result.output
     assert "1 gradients agree with finite differences" in result.output
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_check_of_a_quantised_model_is_sharp(quantised: Path, seed: int) -> None:
+    """What rounds to another number in float64 than in the runtime is held as the runtime rounded it."""
+    report = check_gradients(quantised, zoo.example_inputs("digits", 2, 0), seed=seed, quantized=ON)
+    assert report.ok and report.forward.startswith("float64"), str(report)
+    assert all(value.error <= 1e-4 * abs(value.numeric) for value in report.values), str(report)
 
 
 @pytest.mark.parametrize("wrong", [False, True])

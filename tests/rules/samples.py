@@ -16,6 +16,7 @@ from tests.rules import (
     samples_more,
     samples_norm,
     samples_pool,
+    samples_quantized,
     samples_recurrent,
     samples_reduce,
     samples_sampling,
@@ -42,5 +43,6 @@ _MODULES = (
     samples_attention,
     samples_contrib,
     samples_recurrent,
+    samples_quantized,
 )
 SAMPLES: tuple[Sample, ...] = tuple(sample for module in _MODULES for sample in module.samples())

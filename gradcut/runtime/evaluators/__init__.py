@@ -12,10 +12,11 @@ from gradcut.runtime.evaluators.control import CONTROL, Held
 from gradcut.runtime.evaluators.images import IMAGES
 from gradcut.runtime.evaluators.ops import OPS
 from gradcut.runtime.evaluators.pools import POOLS
+from gradcut.runtime.evaluators.quantized import QUANTIZED
 from gradcut.runtime.evaluators.recurrent import RECURRENT
 from gradcut.runtime.evaluators.sampling import SAMPLERS
 
 #: All of them.
-EVALUATORS: list[type[OpRun]] = [*OPS, *POOLS, *IMAGES, *SAMPLERS, *RECURRENT, *CONTROL, *CONTRIB]
+EVALUATORS: list[type[OpRun]] = [*OPS, *POOLS, *IMAGES, *SAMPLERS, *RECURRENT, *CONTROL, *CONTRIB, *QUANTIZED]
 
 __all__ = ["EVALUATORS", "Held"]
