@@ -46,10 +46,11 @@ def reduce_sum_square(op: Adjoint) -> Cotangents:
 
 @rule("ReduceL2", "data")
 def reduce_l2(op: Adjoint) -> Cotangents:
-    """dX = X dY / |X|, 0 where the norm is 0."""
+    """dX = X dY / |X|, 0 where the norm is 0, and so at the next order."""
     b, norm = op.b, _keep(op, op.out())
-    scale = b.Where(b.Equal(norm, 0.0), b.scalar_like(0.0, norm), _keep(op, op.dY) / norm)
-    yield "data", _shaped(op, op["data"] * scale)
+    none = b.Equal(norm, 0.0)
+    scale = _keep(op, op.dY) / b.Where(none, b.scalar_like(1.0, norm), norm)
+    yield "data", _shaped(op, op["data"] * b.Where(none, b.scalar_like(0.0, norm), scale))
 
 
 @rule("ReduceL1", "data")
@@ -77,11 +78,11 @@ def reduce_prod(op: Adjoint) -> Cotangents:
 
     The reduced axes are moved to the end and made one of n elements; the products of n - 1 cost n^2.
     """
-    rank, axes = op.rank("data"), _axes(op)
+    axes = _axes(op)
     if axes is None:
-        yield "data", _shaped(op, _other_products_of_computed(op, rank) * _keep_computed(op, rank))
+        yield "data", _shaped(op, _other_products_of_computed(op) * _keep(op, op.dY))
         return
-    yield "data", _shaped(op, _other_products(op, axes, rank) * _keep(op, op.dY)) if axes else op.dY
+    yield "data", _shaped(op, _other_products(op, axes, op.rank("data")) * _keep(op, op.dY)) if axes else op.dY
 
 
 def _other_products(op: Adjoint, axes: list[int], rank: int) -> ir.Value:
@@ -91,9 +92,7 @@ def _other_products(op: Adjoint, axes: list[int], rank: int) -> ir.Value:
     moved = b.Transpose(data, perm=last)
     n, rows = (_elements(op, some) for some in (axes, last[: rank - len(axes)]))
     flat = b.Reshape(moved, b.Concat(rows, b.ints([1]), n, axis=0), allowzero=1)
-    diagonal = b.EyeLike(b.zeros(b.Concat(n, n, axis=0), ir.DataType.FLOAT))
-    others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), flat)
-    slope = b.Reshape(b.ReduceProd(others, b.ints([2]), keepdims=0), b.Shape(moved), allowzero=1)
+    slope = b.Reshape(_products_of_others(op, flat, n), b.Shape(moved), allowzero=1)
     return b.op("Transpose", slope, perm=[last.index(axis) for axis in range(rank)], shape=data.shape)
 
 
@@ -103,47 +102,31 @@ def _elements(op: Adjoint, axes: list[int]) -> ir.Value:
     return b.ReduceProd(b.Concat(*(b.dim(op["data"], axis) for axis in axes), b.ints([1]), axis=0), keepdims=1)
 
 
-def _is_reduced(op: Adjoint, rank: int) -> ir.Value:
-    """BOOL [rank]: which axes the computed ones are; without any, all, or by `noop_with_empty_axes` none."""
-    b, axes, kind = op.b, op["axes"], ir.DataType.INT64
-    places = b.Where(b.Less(axes, b.constant(0, kind)), axes + rank, axes)
-    hit = b.Equal(b.Unsqueeze(places, b.ints([1])), b.ints(range(rank)))
-    count = b.ReduceSum(b.Cast(hit, to=kind), b.ints([0]), keepdims=0)
-    some = b.Greater(count, b.constant(0, kind))
-    if op.attr("noop_with_empty_axes", 0):
-        return some
-    return b.Or(some, b.Equal(b.Size(axes), b.constant(0, kind)))
-
-
-def _keep_computed(op: Adjoint, rank: int) -> ir.Value:
-    """dY in the shape of data with the reduced axes of length 1."""
-    b = op.b
-    ones = b.ints([1] * rank)
-    return b.Reshape(op.dY, b.Where(_is_reduced(op, rank), ones, b.Shape(op["data"])), allowzero=1)
-
-
-def _other_products_of_computed(op: Adjoint, rank: int) -> ir.Value:
-    """As `_other_products`: where each element would stand with the reduced axes at the end is counted, as no
-    Transpose takes an order that is computed."""
+def _other_products_of_computed(op: Adjoint) -> ir.Value:
+    """As `_other_products`, where run time alone can tell the axes or the rank: the elements are sorted by the number
+    of their result, and back."""
     b, data, kind = op.b, op["data"], ir.DataType.INT64
-    reduced, shape, one = _is_reduced(op, rank), b.Shape(data), b.constant(1, kind)
-    n, rows = (b.ReduceProd(b.Where(reduced, *pair), keepdims=1) for pair in ((shape, one), (one, shape)))
-    place: ir.Value = b.constant(0, kind)
-    inner, outer = one, n
-    for axis in reversed(range(rank)):
-        size, mine = (b.Gather(value, b.constant(axis)) for value in (shape, reduced))
-        steps = b.Range(b.constant(0, kind), size, one, dtype=kind) * b.Where(mine, inner, outer)
-        place = place + b.Reshape(steps, b.ints([-1 if a == axis else 1 for a in range(rank)]))
-        inner, outer = b.Where(mine, inner * size, inner), b.Where(mine, outer, outer * size)
-    places, count = b.Reshape(place, b.ints([-1])), b.Reshape(b.Size(data), b.ints([1]))
-    numbers = b.Range(b.constant(0, kind), b.Squeeze(count), one, dtype=kind)
-    order = b.ScatterElements(b.zeros(count, kind), places, numbers, axis=0)
-    flat = b.Gather(b.Reshape(data, b.ints([-1])), order)
-    lines = b.Reshape(flat, b.Concat(rows, b.ints([1]), n, axis=0), allowzero=1)
+    whole, zero, one = b.ints([-1]), b.constant(0, kind), b.constant(1, kind)
+    results, count, shape = b.Size(op.out()), b.Reshape(b.Size(data), b.ints([1])), b.Shape(data)
+    numbers = b.Reshape(b.Range(zero, results, one, dtype=kind), b.Shape(op.out()), allowzero=1)
+    number = b.Reshape(b.Expand(_keep(op, numbers), shape), whole)
+    order = b.node("TopK", number, count, outputs=2, axis=0, largest=0, sorted=1, dtype=kind).outputs[1]
+    order.dtype = kind
+    n = b.Div(count, b.Max(results, one))
+    lines = b.Concat(b.Reshape(results, b.ints([1])), b.ints([1]), n, axis=0)
+    flat = b.Reshape(b.Gather(b.Reshape(data, whole), order), lines, allowzero=1)
+    products = b.Reshape(_products_of_others(op, flat, n), whole)
+    places = b.Range(zero, b.Squeeze(count), one, dtype=kind)
+    place = b.ScatterElements(b.zeros(count, kind), order, places, axis=0)
+    return b.op("Reshape", b.Gather(products, place), shape, allowzero=1, shape=data.shape)
+
+
+def _products_of_others(op: Adjoint, flat: ir.Value, n: ir.Value) -> ir.Value:
+    """[rows, 1, n] to [rows, n]: for each element the product of the others in its row."""
+    b = op.b
     diagonal = b.EyeLike(b.zeros(b.Concat(n, n, axis=0), ir.DataType.FLOAT))
-    others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, data), lines)
-    products = b.Reshape(b.ReduceProd(others, b.ints([2]), keepdims=0), b.ints([-1]))
-    return b.op("Reshape", b.Gather(products, places), shape, allowzero=1, shape=data.shape)
+    others = b.Where(b.Cast(diagonal, to=ir.DataType.BOOL), b.scalar_like(1.0, op["data"]), flat)
+    return b.ReduceProd(others, b.ints([2]), keepdims=0)
 
 
 @rule("CumSum", "x")
