@@ -41,6 +41,7 @@ from gradcut.passes.importing.kinds import check_kind
 from gradcut.passes.importing.known_sequences import construct_sequences
 from gradcut.passes.importing.layouts import time_first
 from gradcut.passes.importing.loop_sequences import stack_sequences
+from gradcut.passes.importing.old_attributes import OPERANDS_SINCE, retype_attributes
 from gradcut.passes.importing.runnable import bring_to_kernels
 from gradcut.passes.importing.sequences import unpack_sequences
 from gradcut.passes.importing.straight_through import pass_straight_through, take_onnx_pairs
@@ -71,7 +72,8 @@ class Import(Pass):
         inline(model)
         _open_dimensions(model)
         _leave_out_empty_scales(model)
-        if model.opset_imports[""] < TARGET:
+        opset = model.opset_imports[""]
+        if opset < TARGET:
             convert_to(model, TARGET)
         declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
         take_apart(model)
@@ -92,6 +94,8 @@ class Import(Pass):
         stack_sequences(model)
         _lift_constants(model)
         infer(model)
+        if opset < OPERANDS_SINCE and retype_attributes(model):
+            infer(model)
         if write_out(model):
             infer(model)
         pass_straight_through(model)
