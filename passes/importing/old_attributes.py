@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from gradcut.ops import FLOATS, Builder, Names
@@ -25,7 +26,8 @@ def retype_attributes(model: ir.Model) -> bool:
         assert x is not None and value is not None and isinstance(graph, ir.Graph)
         b, tensor = Builder(names, prefix=f"{node.outputs[0].name}_"), constant_tensor(value)
         assert tensor is not None
-        node.replace_input_with(at, b.constant(tensor.numpy(), x.dtype))
+        with np.errstate(over="ignore"):  # no bound at all is the largest float32 there
+            node.replace_input_with(at, b.constant(tensor.numpy(), x.dtype))
         graph.insert_before(node, b.nodes)
     return bool(found)
 

@@ -157,9 +157,7 @@ def _products() -> Iterator[Sample]:
     axes = {"last": ints(-1), "two": ints(0, -1), "none": ints()}
     for name, array in axes.items():
         for keep in (0, 1):
-            yield sample("ReduceProd", f"computed_{name}_{keep}", away(2, 3, 2), array, keepdims=keep, runtime="axes",
-                         needs_rank=True)  # fmt: skip
-    yield sample("ReduceProd", "computed_empty", normal(2, 0, 3), ints(1), runtime="axes", needs_rank=True)
-    yield sample("ReduceProd", "computed_zeros", zeros, ints(1), runtime="axes", needs_rank=True)
-    yield sample("ReduceProd", "computed_not_at_all", away(2, 3), ints(), noop_with_empty_axes=1, runtime="axes",
-                 needs_rank=True)  # fmt: skip
+            yield sample("ReduceProd", f"computed_{name}_{keep}", away(2, 3, 2), array, keepdims=keep, runtime="axes")
+    yield sample("ReduceProd", "computed_empty", normal(2, 0, 3), ints(1), runtime="axes")
+    yield sample("ReduceProd", "computed_zeros", zeros, ints(1), runtime="axes")
+    yield sample("ReduceProd", "computed_not_at_all", away(2, 3), ints(), noop_with_empty_axes=1, runtime="axes")
