@@ -406,7 +406,8 @@ def _reduced_shape(inputs: Sequence[ir.Value | None], attributes: dict[str, Any]
     constant = ir.convenience.get_const_tensor(axes) if axes is not None else None
     if x is None or x.shape is None or (axes is not None and constant is None):
         return None
-    chosen = set() if constant is None else {int(axis) % len(x.shape) for axis in constant.numpy()}
+    said = attributes.get("axes", ()) if constant is None else constant.numpy()  # an attribute before opset 18
+    chosen = {int(axis) % len(x.shape) for axis in said}
     if not chosen and not attributes.get("noop_with_empty_axes"):
         chosen = set(range(len(x.shape)))
     if attributes.get("keepdims", 1):

@@ -31,7 +31,7 @@ def _positive(b: Builder, X: ir.Value, above: ir.Value, below: ir.Value) -> ir.V
 
 def _expm1(b: Builder, X: ir.Value) -> ir.Value:
     """exp(X) - 1 where X is below 0, without overflow elsewhere."""
-    return b.Exp(_positive(b, X, b.scalar_like(0.0, X), X)) - 1.0
+    return b.Sub(b.Exp(_positive(b, X, b.scalar_like(0.0, X), X)), 1.0)
 
 
 def _clipped(b: Builder, X: ir.Value, alpha: float, beta: float) -> ir.Value:
@@ -40,12 +40,12 @@ def _clipped(b: Builder, X: ir.Value, alpha: float, beta: float) -> ir.Value:
 
 def _softplus(b: Builder, X: ir.Value) -> ir.Value:
     """log(1 + exp X), of X on the side where it does not overflow."""
-    return b.Max(X, b.scalar_like(0.0, X)) + b.Log(b.Exp(-b.Abs(X)) + 1.0)
+    return b.Add(b.Max(X, b.scalar_like(0.0, X)), b.Log(b.Exp(-b.Abs(X)) + 1.0))
 
 
 def _selu(b: Builder, X: ir.Value, call: Call) -> ir.Value:
     alpha, gamma = call.get("alpha", 1.67326319217681884765625), call.get("gamma", 1.05070102214813232421875)
-    return _positive(b, X, X, _expm1(b, X) * alpha) * gamma
+    return b.Mul(_positive(b, X, X, _expm1(b, X) * alpha), gamma)
 
 
 _FORMS: dict[str, Form] = {

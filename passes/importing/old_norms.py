@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from gradcut.errors import UnsupportedModelError
 from gradcut.ops import Builder, Names
+from gradcut.passes.importing.inference import infer
 
 _ASIDE = "gradcut.aside"
 
@@ -38,12 +39,17 @@ def layer_norms_aside(model: ir.Model) -> Iterator[None]:
 
 def spell_out_batch_norms(model: ir.Model) -> set[str | None]:
     """Bring those of before opset 14 into forms that there are today; the first outputs of those that train."""
+    norms = [node for node in model.graph.all_nodes() if _is(node, "BatchNormalization")]
+    if any(_gives_saved(node) and _rank_unknown(node) for node in norms):
+        infer(model)
     names, training = Names.of(model), set[str | None]()
-    for node in [node for node in model.graph.all_nodes() if _is(node, "BatchNormalization")]:
+    for node in norms:
         if "spatial" in node.attributes and not node.attributes["spatial"].as_int() and len(node.outputs) == 1:
             _by_element(node, names)
         elif len(node.outputs) == 5:
-            _without_saved(node, names)
+            if _gives_saved(node):
+                _without_saved(node, names)
+            node.resize_outputs(3)
             training.add(node.outputs[0].name)
     return training
 
@@ -86,7 +92,15 @@ def _without_saved(node: ir.Node, names: Names) -> None:
         deviation = b.Reciprocal(b.Sqrt(b.Add(var, _epsilon(node, b, X))))
     flat = b.op("ReduceMean", X, axes=axes, keepdims=0)
     _replace(node, b, dict(zip(node.outputs[3:], (flat, deviation), strict=True)), keep=True)
-    node.resize_outputs(3)
+
+
+def _gives_saved(node: ir.Node) -> bool:
+    """Whether anything reads the statistics of the batch."""
+    return any(value.uses() or value.is_graph_output() for value in node.outputs[3:])
+
+
+def _rank_unknown(node: ir.Node) -> bool:
+    return node.inputs[0] is None or node.inputs[0].shape is None
 
 
 def _epsilon(node: ir.Node, b: Builder, X: ir.Value) -> ir.Value:
