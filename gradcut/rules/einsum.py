@@ -16,8 +16,13 @@ def einsum(op: Adjoint) -> Cotangents:
     """The cotangent of an operand is the einsum of dY and the other operands into the operand's own indices.
 
     An index that only this operand has was summed over: the cotangent is repeated along it. Of a diagonal (``ii``),
-    the second i becomes an index of its own, tied to the first by an identity matrix.
+    the second i becomes an index of its own, tied to the first by an identity matrix. Where an operand is empty, all
+    cotangents are sums of nothing, which ends the process in ONNX Runtime's kernel.
     """
+    if any(value is not None and 0 in (value.shape or ()) for value in op.node.inputs):
+        for index in sorted(op.wanted):
+            yield index, op.b.zeros_like(op[index])
+        return
     b, (terms, result) = op.b, _parse(op)
     for index in sorted(op.wanted):
         operand = op[index]

@@ -58,7 +58,7 @@ def layer_normalization(op: Adjoint) -> Cotangents:
     b, dY = op.b, op.cotangent("Y")
     axis = op.attr("axis", -1) % op.rank("X")
     if op.wants("B") and dY is not None:
-        yield "B", b.sum_to(dY, op["B"])
+        yield "B", b.Cast(b.sum_to(op.wide(dY), op["B"]), to=op["B"].dtype)
     if not op.wants("X", "Scale"):
         return
     mean, deviation = _layer_statistics(op, axis)

@@ -32,6 +32,8 @@ LATER = [
 KNOWN = [
     sample("MatMul", "no_rows", normal(2, 0, 4), normal(2, 4, 3)),
     sample("MatMul", "no_columns", normal(2, 3, 4), normal(2, 4, 0)),
+    sample("Einsum", "nothing_inside", normal(0, 2), normal(1, 3), normal(3, 2, 0), equation="ca,xy,yac->"),
+    sample("Einsum", "no_rows", normal(0, 2), normal(2, 3), equation="ij,jk->ik"),
     sample("Conv", "no_images", normal(0, 2, 5, 5), normal(3, 2, 3, 3), normal(3), pads=[1, 1, 1, 1]),
     sample("Conv", "no_images_same", normal(0, 2, 5, 5), normal(3, 2, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2]),
     sample("ConvTranspose", "no_images", normal(0, 2, 4, 4), normal(2, 3, 3, 3), pads=[1, 1, 1, 1]),
