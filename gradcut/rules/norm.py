@@ -147,12 +147,12 @@ def batch_normalization(op: Adjoint) -> Cotangents:
 
 
 def _wide(op: Adjoint, value: ir.Value) -> ir.Value:
-    """A value in the widest type among the operands."""
+    """A value in the widest type among the operands, float32 at least."""
     kinds = {op[name].dtype for name in ("X", "scale", "input_var")}
     for kind in (ir.DataType.DOUBLE, ir.DataType.FLOAT):
         if kind in kinds:
             return op.b.Cast(value, to=kind)
-    return value
+    return op.wide(value)
 
 
 def _given_statistics(op: Adjoint) -> Cotangents:
@@ -268,9 +268,10 @@ def _channel_sum(op: Adjoint, value: ir.Value) -> ir.Value:
 @rule("InstanceNormalization", "input scale B", weights="scale B")
 def instance_normalization(op: Adjoint) -> Cotangents:
     """Y = Xhat scale + B per channel, the statistics over the places of each channel; Ulyanov et al. 2016."""
-    b, dY, X, rank = op.b, op.dY, op["input"], op.rank("input")
+    b, rank, kind = op.b, op.rank("input"), op["input"].dtype
+    dY, X = op.wide(op.dY), op.wide(op["input"])
     if op.wants("B"):
-        yield "B", _sum_but_channels(op, dY, rank)
+        yield "B", b.Cast(_sum_but_channels(op, dY, rank), to=kind)
     if not op.wants("input", "scale"):
         return
     axes = range(2, rank)
@@ -278,9 +279,10 @@ def instance_normalization(op: Adjoint) -> Cotangents:
     deviation = _inverse_deviation(op, centred, b.ints(axes))
     Xhat = centred * deviation
     if op.wants("scale"):
-        yield "scale", _sum_but_channels(op, dY * Xhat, rank)
+        yield "scale", b.Cast(_sum_but_channels(op, dY * Xhat, rank), to=kind)
     if op.wants("input"):
-        yield "input", _normalization_grad(op, dY * _channels(op, op["scale"], rank), Xhat, deviation, axes, "input")
+        dXhat = dY * _channels(op, op.wide(op["scale"]), rank)
+        yield "input", b.Cast(_normalization_grad(op, dXhat, Xhat, deviation, axes, "input"), to=kind)
 
 
 @rule("GroupNormalization", "X scale bias", weights="scale bias", since=21)
