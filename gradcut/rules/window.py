@@ -32,7 +32,7 @@ def window_attributes(op: Adjoint, kernel: str | None = None) -> tuple[Window, L
         totals = _same_totals(op, window, pool=kernel is None)
         if totals is None:
             return window, _late_pads(op, window, kernel)
-        window["pads"] = shared_out(op, totals)
+        window["pads"] = shared_out(op, totals, pool=kernel is None)
     if min(window["pads"], default=0) >= 0:
         return window, None
     late = op.b.ints(window["pads"])
@@ -61,7 +61,8 @@ def plain_window(op: Adjoint, kernel: str | None) -> Window:
 def _same_totals(op: Adjoint, window: Window, pool: bool) -> list[int] | None:
     """As the ONNX page of Conv: the output is ceil(input / stride). None where only run time can tell.
 
-    Of a pool ONNX Runtime takes the kernel without its dilation, and negative pads where the stride is larger.
+    They are negative where the stride is larger than the kernel. Of a pool ONNX Runtime takes the kernel without its
+    dilation.
     """
     if "kernel_shape" not in window:
         return None
@@ -71,8 +72,7 @@ def _same_totals(op: Adjoint, window: Window, pool: bool) -> list[int] | None:
         if stride == 1:
             totals.append(reach - 1)
         elif isinstance(dim, int):
-            total = (-(-dim // stride) - 1) * stride + reach - dim
-            totals.append(total if pool else max(0, total))
+            totals.append((-(-dim // stride) - 1) * stride + reach - dim)
         else:
             return None
     return totals
@@ -83,10 +83,13 @@ def windows(window: Window) -> Iterator[tuple[int, int, int]]:
     return zip(window["kernel_shape"], window["strides"], window["dilations"], strict=True)
 
 
-def shared_out(op: Adjoint, totals: list[int]) -> list[int]:
-    """An odd pad goes to the end for SAME_UPPER, to the beginning otherwise; halves are rounded to 0."""
+def shared_out(op: Adjoint, totals: list[int], pool: bool = False) -> list[int]:
+    """An odd pad goes to the end for SAME_UPPER, to the beginning otherwise; halves are rounded to 0.
+
+    A convolution of ONNX Runtime rounds half of one more than a negative pad: -2 is nothing before X and -2 behind it.
+    """
     odd = op.attr("auto_pad", "NOTSET") != "SAME_UPPER"
-    begins = [int((total + odd) / 2) for total in totals]
+    begins = [int((total + odd + (total < 0 and not pool)) / 2) for total in totals]
     return begins + [total - begin for total, begin in zip(totals, begins, strict=True)]
 
 
@@ -105,15 +108,18 @@ def _late_pads(op: Adjoint, window: Window, kernel: str | None) -> ir.Value:
     b, sizes, strides = op.b, spatial_sizes(op.b, op["X"]), op.b.ints(window["strides"])
     reach = b.ints(window["kernel_shape"]) if kernel is None else late_reach(b, window, op[kernel])
     count = (sizes + (strides - 1)) / strides
-    totals = (count - 1) * strides + reach - sizes
-    return late_shared_out(op, totals if kernel is None else b.Max(totals, b.constant(0)))
+    return late_shared_out(op, (count - 1) * strides + reach - sizes, pool=kernel is None)
 
 
-def late_shared_out(op: Adjoint, totals: ir.Value) -> ir.Value:
+def late_shared_out(op: Adjoint, totals: ir.Value, pool: bool = False) -> ir.Value:
     """As `shared_out`, INT64 [spatial axes] to [2 * spatial axes]."""
-    upper = op.attr("auto_pad", "NOTSET") == "SAME_UPPER"
-    begins = totals / 2 if upper else (totals + 1) / 2
-    return op.b.op("Concat", begins, totals - begins, axis=0)
+    b, halved = op.b, totals
+    if op.attr("auto_pad", "NOTSET") != "SAME_UPPER":
+        halved = halved + 1
+    if not pool:
+        halved = halved + b.Cast(b.Less(totals, b.constant(0)), to=ir.DataType.INT64)
+    begins = halved / 2
+    return b.op("Concat", begins, totals - begins, axis=0)
 
 
 def spatial_sizes(b: Builder, x: ir.Value) -> ir.Value:

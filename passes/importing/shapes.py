@@ -1,6 +1,6 @@
 """Shapes that ONNX's inference leaves open, as `import` finds them.
 
-1. A convolution's input has as many dimensions as its kernel.
+1. Operands whose rank a node says, see `ranks`.
 2. What a Loop carries may change its shape from turn to turn, so ONNX tells nothing of it. Here it is taken to have
    the shape that it starts with; where a turn does not keep that, the dimensions that change are open, and where it
    changes the rank, all is. What is left holds by induction. Where the file says what the body is given, the result
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from gradcut.errors import ImportModelError
 from gradcut.ops import same_dim
+from gradcut.passes.importing.ranks import say_ranks
 
 #: How often what was taken for granted is weakened before nothing is.
 _ROUNDS = 8
@@ -39,7 +40,7 @@ def infer_bodies(model: ir.Model, infer: Infer) -> None:
     """
     tried = set[ir.Value]()
     while True:
-        told = sum([_from_kernel(node) for node in model.graph.all_nodes()])
+        told = sum([say_ranks(node) for node in model.graph.all_nodes()])
         if told:
             infer(model)
         states = [s for s in _states(model) if s.given.shape is None and s.operand.shape is not None]
@@ -50,17 +51,6 @@ def infer_bodies(model: ir.Model, infer: Infer) -> None:
             infer(model)
         if not _assume(model, states, infer) and not told and not said:
             return
-
-
-def _from_kernel(node: ir.Node) -> bool:
-    """Case 1."""
-    if node.domain or node.op_type not in ("Conv", "ConvTranspose"):
-        return False
-    X, W = node.inputs[:2]
-    if X is None or W is None or X.shape is not None or W.shape is None:
-        return False
-    X.shape = ir.Shape([None] * len(W.shape))
-    return True
 
 
 def _states(model: ir.Model) -> Iterator[Carried]:

@@ -4,7 +4,7 @@
 - In ceil_mode a last window that would begin behind X and its first pad is left out, at any opset; and there may be
   none where X with its pads is shorter than a window.
 - ConvTranspose with ``auto_pad=SAME_*`` has input times stride places, output_padding or not, and fewer where windows
-  do not reach that far.
+  do not reach that far. An ``output_shape`` that is smaller than X is no less what is made.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def _made(node: ir.Node) -> list[int] | None:
     X = node.inputs[0] if node.inputs else None
     if node.domain or node.op_type not in (*_POOLS, "ConvTranspose") or X is None or X.shape is None:
         return None
+    if "output_shape" in node.attributes:
+        return _ints(node, "output_shape", [])
     sizes = static_dims(ir.Shape(list(X.shape)[2:]))
     if sizes is None:
         return None
@@ -93,9 +95,9 @@ def _say(node: ir.Node) -> None:
     made = _made(node)
     assert made is not None
     known = list(node.outputs[0].shape or ())[:2]
-    if node.op_type == "ConvTranspose":
+    if node.op_type == "ConvTranspose" and "output_shape" not in node.attributes:
         node.attributes.add(ir.AttrInt64s("output_shape", made))
-    elif not _said_plainly(node):
+    elif node.op_type == "ConvTranspose" or not _said_plainly(node):
         for value in node.outputs:
             value.shape = ir.Shape([*known, *made])
         return
@@ -125,13 +127,14 @@ def _said_plainly(node: ir.Node) -> bool:
 
 def _transposed(node: ir.Node, sizes: Sequence[int]) -> list[int] | None:
     """With SAME_*, of which ONNX Runtime makes no pads that are negative."""
-    kernel = None if node.inputs[1] is None else static_dims(node.inputs[1].shape)
-    if kernel is None or not _auto_pad(node).startswith("SAME") or "output_shape" in node.attributes:
+    W = node.inputs[1]
+    kernel = None if W is None or W.shape is None else static_dims(ir.Shape(list(W.shape)[2:]))
+    if kernel is None or not _auto_pad(node).startswith("SAME"):
         return None
     made, count = [], len(sizes)
     for axis, size in enumerate(sizes):
         stride, dilation = (_ints(node, name, [1] * count)[axis] for name in ("strides", "dilations"))
-        reach = (kernel[axis + 2] - 1) * dilation + 1 + _ints(node, "output_padding", [0] * count)[axis]
+        reach = (kernel[axis] - 1) * dilation + 1 + _ints(node, "output_padding", [0] * count)[axis]
         made.append((size - 1) * stride + min(stride, reach))
     return made
 

@@ -17,8 +17,9 @@ def _one(op: str, name: str, x: tuple[int, ...], w: tuple[int, ...], bias: bool 
     group = options.get("group", 1)
     channels = w[0] if op == "Conv" else w[1] * group
     operands = [normal(*x), normal(*w), *([normal(channels)] if bias else [])]
-    kernel_is_known = "W" in options.get("known", "").split()
-    return sample(op, name, *operands, needs_rank=not kernel_is_known, **options)
+    said = {"kernel_shape", "strides", "dilations", "pads", "output_padding", "output_shape"} & options.keys()
+    rank_is_said = said or "W" in options.get("known", "").split()
+    return sample(op, name, *operands, needs_rank=not rank_is_said, **options)
 
 
 def _conv() -> Iterator[Sample]:
@@ -43,6 +44,7 @@ def _conv() -> Iterator[Sample]:
         yield _one("Conv", f"{mode}_known", (1, 2, 6, 7), (2, 2, 3, 2), auto_pad=mode, strides=[2, 2], known="X W")
         yield _one("Conv", f"{mode}_even", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad=mode)
         yield _one("Conv", f"{mode}_sparse", (1, 2, 7, 8), (2, 1, 1, 2), auto_pad=mode, strides=[3, 4], group=2)
+        yield _one("Conv", f"{mode}_skips", (2, 2, 8, 8), (3, 2, 1, 1), True, auto_pad=mode, strides=[4, 5])
     yield _one("Conv", "kernel_shape", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad="SAME_UPPER", kernel_shape=[2, 4])
 
 

@@ -93,9 +93,8 @@ def _resize() -> Iterator[Sample]:
         numbers += [] if sizes is None else [ints(*sizes)]
         constant = "" if scales is None else "scales"
         dtypes = options.pop("dtypes", "")
-        return sample(
-            "Resize", name, normal(*shape), *numbers, constant=constant, needs_rank=True, dtypes=dtypes, **options
-        )
+        options |= {"constant": constant, "dtypes": dtypes, "needs_rank": "axes" in options}
+        return sample("Resize", name, normal(*shape), *numbers, **options)
 
     double = [1.0, 1.0, 2.0, 2.0]
     yield one("nearest", (1, 2, 3, 4), double)

@@ -34,7 +34,7 @@ def _max_pool() -> Iterator[Sample]:
     yield sample("MaxPool", "indices", distinct(1, 2, 4, 4), **square, outputs=2)
     for name, shape in {"line": (2, 3, 7), "image": (2, 3, 5, 4), "volume": (1, 2, 3, 4, 5)}.items():
         rank = len(shape) - 2
-        attributes = {"kernel_shape": [2] * rank, "strides": [2] * rank, "storage_order": 1, "needs_rank": True}
+        attributes = {"kernel_shape": [2] * rank, "strides": [2] * rank, "storage_order": 1}
         yield sample("MaxPool", f"columns_first_{name}", distinct(*shape), **attributes)
         yield sample("MaxPool", f"columns_first_{name}_indices", distinct(*shape), outputs=2, **attributes)
     shared = {"kernel_shape": [2, 3], "outputs": 2}
@@ -72,4 +72,4 @@ def _average_pool() -> Iterator[Sample]:
 
 
 def _average(name: str, shape: tuple[int, ...], **attributes: object) -> Sample:
-    return sample("AveragePool", name, normal(*shape), needs_rank=True, **attributes)
+    return sample("AveragePool", name, normal(*shape), **attributes)

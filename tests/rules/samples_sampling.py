@@ -35,7 +35,8 @@ def places(sizes: tuple[int, ...], shape: tuple[int, ...], aligned: bool, reach:
 def _grids() -> Iterator[Sample]:
     def one(name: str, sizes: tuple[int, ...], reach: int = 2, images: int = 2, **options: Any) -> Sample:
         grid = places(sizes, (images, *(2, 3, 2)[: len(sizes)]), bool(options.get("align_corners")), reach)
-        return sample("GridSample", name, normal(images, 2, *sizes), grid, needs_rank=True, **options)
+        open_rank = options.get("mode") != "cubic"
+        return sample("GridSample", name, normal(images, 2, *sizes), grid, needs_rank=open_rank, **options)
 
     for mode in ("linear", "cubic"):
         for padding in ("zeros", "border", "reflection"):
@@ -63,7 +64,8 @@ def _resizes() -> Iterator[Sample]:
     def one(name: str, X: Array, *numbers: Any, **options: Any) -> Sample:
         kinds = (np.float32, np.float32, np.int64)
         operands = [None if n is None else np.array(n, k) for n, k in zip(numbers, kinds, strict=False)]
-        options = {"constant": "roi scales", "needs_rank": True, "dtypes": "", **options}
+        open_rank = bool({"axes", "runtime"} & options.keys())
+        options = {"constant": "roi scales", "needs_rank": open_rank, "dtypes": "", **options}
         return sample("Resize", name, X, *operands, **options)
 
     crop = {"coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 3.0}

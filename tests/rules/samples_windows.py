@@ -40,7 +40,7 @@ def _lp_pool() -> Iterator[Sample]:
 
 
 def _lp(name: str, shape: tuple[int, ...], **attributes: Any) -> Sample:
-    return sample("LpPool", name, away(*shape), opset=22, needs_rank=True, **attributes, **HALF)
+    return sample("LpPool", name, away(*shape), opset=22, **attributes, **HALF)
 
 
 def _lrn() -> Iterator[Sample]:
@@ -115,7 +115,7 @@ def _deformed(
     operands += [normal(4) if bias else None, *([positive(2, parts * 6, *out)] if mask else [])]
     attributes = {"strides": strides, "dilations": dilations, "pads": pads, "group": group, "offset_group": parts}
     given = operands if operands[-1] is not None else operands[:-1]
-    return sample("DeformConv", name, *given, needs_rank=True, **attributes, **HALF)
+    return sample("DeformConv", name, *given, **attributes, **HALF)
 
 
 def _roi_align() -> Iterator[Sample]:

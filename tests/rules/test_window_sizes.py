@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import helper
+from torch.nn import functional
 
 import gradcut
 from gradcut.runtime.check import check_gradients, imported, require
@@ -28,6 +30,8 @@ CASES = [
     sample("LpPool", "ceil", normal(1, 2, 9, 8), **SPARSE),
     *(sample("ConvTranspose", f"{mode}_padding", normal(1, 2, 4, 5), normal(2, 3, 3, 3), auto_pad=mode, strides=[3, 2],
              output_padding=[1, 0]) for mode in ("SAME_UPPER", "SAME_LOWER")),
+    *(sample("ConvTranspose", f"smaller_than_X{mode}", normal(1, 2, 3, 5), normal(2, 3, 1, 3), auto_pad=mode,
+             output_shape=[2, 4]) for mode in ("NOTSET", "SAME_UPPER", "SAME_LOWER")),
     sample("ConvTranspose", "sparse", normal(1, 2, 4, 5), normal(2, 3, 1, 2), auto_pad="SAME_UPPER", strides=[3, 3]),
 ]  # fmt: skip
 
@@ -70,6 +74,37 @@ def test_cotangent_of_a_window_of_padding_goes_nowhere(case: Sample, form: str) 
     result = runtime(proto)({"X": x, "y0_grad": cotangent})[-1]
     assert (y < x.min()).any()
     np.testing.assert_allclose(result, _back(x, y, cotangent), rtol=1e-6)
+
+
+def test_sizes_do_not_wait_for_the_batch() -> None:
+    """A kernel of a symbolic number of channels has known sizes; a batch is open as a rule."""
+    case = next(case for case in CASES if case.name == "SAME_UPPER_padding")
+    built = build(case)
+    for value in built.model.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_param = f"{value.name}_0"
+    made = runtime(build(case, "dynamic").model)(built.feeds)[0]
+    (y,) = imported(built.model).graph.outputs
+    assert list(y.shape or ())[1:] == list(made.shape[1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("form", ["static", "dynamic"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_windows_of_minus_infinity_give_to_their_first_place(rank: int, form: str, dtype: str) -> None:
+    """As torch's do; ONNX Runtime's own indices say it."""
+    x = np.random.default_rng(rank).standard_normal((2, 3, *[6] * rank)).astype(dtype)
+    x[:, 1] = -np.inf
+    x[1, 2, :4] = -np.inf
+    options: dict[str, Any] = {"kernel_shape": [3] * rank, "pads": [1] * 2 * rank}
+    proto = gradcut.vjp(build(sample("MaxPool", "", x, **options), form).model, ["X"], ["y0"])
+    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
+    X = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    Y = pool(X, 3, 1, 1)
+    cotangent = np.random.default_rng(7).standard_normal(Y.shape).astype(dtype)
+    expected = torch.autograd.grad(Y, X, torch.tensor(cotangent, dtype=torch.float64))[0]
+    result = runtime(proto)({"X": x, "y0_grad": cotangent})
+    np.testing.assert_array_equal(result[0], Y.detach().numpy().astype(dtype))
+    np.testing.assert_allclose(result[1], expected.numpy(), rtol=2e-3 if dtype == "float16" else 1e-5, atol=1e-6)
 
 
 def _back(x: Array, y: Array, cotangent: Array) -> Array:
