@@ -16,6 +16,9 @@ def gather(op: Adjoint) -> Cotangents:
     if 0 in (op.static("data") or ()):  # the runtime's ScatterElements takes nothing of the kind
         yield "data", op.b.zeros_like(data)
         return
+    if axis < 0 and data.shape is None:
+        yield "data", put_back(op, "data", lambda numbers: op.b.Gather(numbers, op["indices"], axis=axis))
+        return
     if axis < 0:
         axis += op.rank("data")
     rows = op.wide(op.dY)

@@ -18,6 +18,9 @@ def resize(op: Adjoint) -> Cotangents:
     (a row of zeros) are the forward's own. An axis of scale 1 stays as it is, in a crop too: so does the runtime's.
     """
     b, X = op.b, op["X"]
+    if _is_copied(op):
+        yield "X", op.dY
+        return
     rank = op.rank("X")
     grad = op.wide(op.dY)
     for position, axis in enumerate(op.attr("axes") or range(rank)):
@@ -36,9 +39,18 @@ def resize(op: Adjoint) -> Cotangents:
     yield "X", b.Cast(grad, to=X.dtype)
 
 
+def _is_proportional(op: Adjoint) -> bool:
+    return op.get("sizes") is not None and op.attr("keep_aspect_ratio_policy", "stretch") != "stretch"
+
+
+def _is_copied(op: Adjoint) -> bool:
+    """ONNX Runtime keeps the proportions of negative axes by leaving all as it is."""
+    return _is_proportional(op) and min(op.attr("axes") or [0]) < 0
+
+
 def _is_unchanged(op: Adjoint, position: int, axis: int) -> bool:
     """Whether an axis is known to be left as it is: a scale of 1."""
-    if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch" and op.get("sizes") is not None:
+    if _is_proportional(op):
         return False
     if op.get("sizes") is None:
         scales = op.constant("scales")
@@ -60,12 +72,31 @@ def _matrix(op: Adjoint, position: int, axis: int) -> ir.Value:
     if op.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
         roi = _roi(op, position)
     if op.get("sizes") is None:
-        scales = b.Concat(b.constant([1.0], ir.DataType.FLOAT), b.Slice(op["scales"], *where), axis=0)
-        return b.op("Resize", identity, roi, scales, dtype=kind, **kept)
-    if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return _scaled(op, axis, identity, roi, b.Slice(op["scales"], *where), kept)
+    if _is_proportional(op):
         return _in_proportion(op, identity, roi, b.Slice(op["sizes"], *where), kept)
     sizes = b.Concat(size, b.Slice(op["sizes"], *where), axis=0)
     return b.op("Resize", identity, roi, None, sizes, dtype=kind, **kept)
+
+
+def _scaled(
+    op: Adjoint, axis: int, identity: ir.Value, roi: ir.Value | None, scale: ir.Value, kept: dict[str, ir.Attr]
+) -> ir.Value:
+    """ONNX Runtime copies what has the size of its result, whatever the scales.
+
+    Where the axis may keep its size, another stands beside the identity, and doubles where any axis of X changes.
+    """
+    b, kind, one = op.b, identity.dtype, op.b.constant([1.0], ir.DataType.FLOAT)
+    before, after = (None if v.shape is None else v.shape[axis] for v in (op["X"], op.out()))
+    if isinstance(before, int) and isinstance(after, int) and before != after:
+        return b.op("Resize", identity, roi, b.Concat(one, scale, axis=0), dtype=kind, **kept)
+    change = b.ReduceMax(b.Abs(b.shape_of(op["X"]) - b.shape_of(op.out())), keepdims=1)
+    beside = b.Cast(b.Min(change, b.constant(1)), to=ir.DataType.FLOAT) + one
+    if roi is not None:
+        roi = b.Gather(roi, b.ints([0, 0, 1, 0, 2, 2, 3, 2]))
+    wide = b.Unsqueeze(identity, b.ints([0, 3]))
+    resized = b.op("Resize", wide, roi, b.Concat(one, one, scale, beside, axis=0), dtype=kind, **kept)
+    return b.op("Gather", b.Squeeze(resized, b.ints([0])), b.constant(0), axis=2, dtype=kind)
 
 
 def _roi(op: Adjoint, position: int) -> ir.Value:

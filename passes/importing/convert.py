@@ -1,7 +1,7 @@
 """Opsets: a model at the one that the rules know, by ONNX's own converter, mended where that is silently wrong.
 
 - Hardmax before 13 saw a matrix; the mask of a Dropout before 10 was of its input's type;
-  GroupNormalization before 21 had a scale for each group; for other normalisations see
+  GroupNormalization before 21 had a scale for each group; axes out of order are sorted; for other normalisations see
   `gradcut.passes.importing.old_norms`.
 - PRelu before 7 had a slope for each channel, which from there broadcasts like any other operand.
 - Upsample, and Resize before 11, read the places of `asymmetric`; nearest ones, the next place above where an axis
@@ -83,6 +83,7 @@ def convert_to(model: ir.Model, target: int) -> None:
         _widen_group_norms(model)
     if opset < 13:
         _flatten_hardmax(model)
+        _sort_axes(model)
     if opset < 10:
         _cast_dropout_masks(model)
     training = spell_out_batch_norms(model) if opset < 14 else set()
@@ -158,8 +159,9 @@ def _old_resizes(model: ir.Model) -> dict[str | None, str]:
     for node in [node for node in model.graph.all_nodes() if node.op_type in ("Resize", "Upsample")]:
         scales = _constant_scales(node)
         mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
-        unknown = node.op_type == "Resize" and scales is None and mode == "nearest"
-        if unknown or (node.op_type == "Resize" and scales is not None and scales.min() < 1 < scales.max()):
+        rounds = node.op_type == "Resize" and mode == "nearest"
+        unknown = rounds and scales is None
+        if unknown or (rounds and scales is not None and scales.min() < 1 < scales.max()):
             grown = _split_resize(node, names)
             found[grown.outputs[0].name] = "floor"
         shrinks = unknown or (scales is not None and scales.min() < 1)
@@ -177,28 +179,35 @@ def _constant_scales(node: ir.Node) -> np.ndarray | None:
 
 
 def _split_resize(node: ir.Node, names: Names) -> ir.Node:
-    """`node` shrinks only, and the one made here, behind it, grows what it gives; their order is free."""
+    """`node` shrinks only, and the one made here, behind it, grows what it gives; their order is free.
+
+    ONNX Runtime copies what keeps all its sizes, so where something shrank, another axis doubles where the rest grows.
+    """
     b, y = Builder(names, prefix=f"{node.outputs[0].name}_"), node.outputs[0]
     uses, graph = list(y.uses()), node.graph
     assert isinstance(graph, ir.Graph)
     scales, tensor = node.inputs[1], ir.convenience.get_const_tensor(node.inputs[1])  # type: ignore[arg-type]
     if tensor is not None:
         array = tensor.numpy().astype(np.float32)
-        shrunk, grown = b.constant(np.minimum(array, 1)), b.constant(np.maximum(array, 1))
+        shrunk, grown = b.constant(np.minimum(array, 1)), b.constant(np.append(np.float32(2), np.maximum(array, 1)))
     else:
-        one = b.constant(1.0, ir.DataType.FLOAT)
-        shrunk, grown = b.op("Min", scales, one), b.op("Max", scales, one)
+        one = b.constant([1.0], ir.DataType.FLOAT)
+        shrunk = b.op("Min", scales, one)
+        shrinks = b.Cast(b.Less(b.ReduceMin(scales, keepdims=1), one), to=ir.DataType.FLOAT)
+        grown = b.Concat(b.Add(shrinks, one), b.op("Max", scales, one), axis=0)
     node.replace_input_with(1, shrunk)
     graph.insert_before(node, b.nodes)
-    mode = {"mode": node.attributes["mode"].as_string()} if "mode" in node.attributes else {}
-    result = b.op("Resize", y, grown, dtype=y.dtype, shape=y.shape, **mode)
+    behind = Builder(names, prefix=b.prefix)
+    wide = behind.op("Unsqueeze", y, axes=[0], dtype=y.dtype)
+    resized = behind.op("Resize", wide, grown, mode="nearest", dtype=y.dtype)
+    result = behind.op("Gather", resized, behind.constant(0), axis=0, dtype=y.dtype, shape=y.shape)
     for user, index in uses:
         user.replace_input_with(index, result)
     graph.outputs[:] = [result if output is y else output for output in graph.outputs]
     y.name, result.name, y.shape = result.name, y.name, None
-    grower = result.producer()
+    graph.insert_after(node, behind.nodes)
+    grower = resized.producer()
     assert grower is not None
-    graph.insert_after(node, grower)
     return grower
 
 
@@ -249,6 +258,13 @@ def _flatten_hardmax(model: ir.Model) -> None:
         back.outputs[0].type, back.outputs[0].shape, y.shape = y.type, y.shape, None
         y.name, back.outputs[0].name = back.outputs[0].name, y.name
         node.append(back)
+
+
+def _sort_axes(model: ir.Model) -> None:
+    """Inference before opset 11 takes the axes of Squeeze and Unsqueeze to be in order."""
+    for node in model.graph.all_nodes():
+        if node.op_type in ("Squeeze", "Unsqueeze") and not node.domain and "axes" in node.attributes:
+            node.attributes.add(ir.AttrInt64s("axes", sorted(node.attributes["axes"].as_ints())))
 
 
 def _cast_dropout_masks(model: ir.Model) -> None:

@@ -5,17 +5,21 @@
   none where X with its pads is shorter than a window.
 - ConvTranspose with ``auto_pad=SAME_*`` has input times stride places, output_padding or not, and fewer where windows
   do not reach that far. An ``output_shape`` that is smaller than X is no less what is made.
+- For Resize see `resize_sizes`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gradcut.ops import static_dims
+from gradcut.ops import Builder, Dim, Names, static_dims
+from gradcut.passes.importing.hidden import of_hidden_shape
+from gradcut.passes.importing.resize_sizes import hide_scales, made_by_resize
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
 
@@ -58,13 +62,15 @@ def right_window_sizes(model: ir.Model) -> bool:
     Returns:
         Whether there were any: then shapes are to be inferred again, and this is to be called again.
     """
-    tainted, wrong = set[ir.Value](), False
+    tainted, wrong, names = set[ir.Value](), False, functools.cache(lambda: Names.of(model))
     for node in model.graph:
         if any(value in tainted for value in node.inputs):
             for value in node.outputs:
                 value.shape = None
         elif _is_wrong(node):
-            _say(node)
+            b = Builder(names(), prefix=f"{node.outputs[0].name}_")
+            _say(node, b)
+            model.graph.insert_before(node, b.nodes)
             wrong = True
         else:
             continue
@@ -74,12 +80,22 @@ def right_window_sizes(model: ir.Model) -> bool:
 
 def _is_wrong(node: ir.Node) -> bool:
     made, shape = _made(node), node.outputs[0].shape
-    return made is not None and shape is not None and list(shape)[2:] != made
+    if made is None or shape is None:
+        return False
+    told = list(shape)[_first(node) :]
+    return len(told) != len(made) or any(isinstance(m, int) and m != t for m, t in zip(made, told, strict=True))
 
 
-def _made(node: ir.Node) -> list[int] | None:
-    """The spatial sizes, where they are known and inference may take others."""
+def _first(node: ir.Node) -> int:
+    """The first axis of those whose sizes `_made` tells."""
+    return 0 if node.op_type == "Resize" else 2
+
+
+def _made(node: ir.Node) -> Sequence[Dim | None] | None:
+    """The spatial sizes, where they are known and inference may take others; for Resize those of all axes."""
     X = node.inputs[0] if node.inputs else None
+    if (node.domain, node.op_type) == ("", "Resize"):
+        return made_by_resize(node)
     if node.domain or node.op_type not in (*_POOLS, "ConvTranspose") or X is None or X.shape is None:
         return None
     if "output_shape" in node.attributes:
@@ -90,14 +106,18 @@ def _made(node: ir.Node) -> list[int] | None:
     return _transposed(node, sizes) if node.op_type == "ConvTranspose" else [axis.made for axis in _axes(node, sizes)]
 
 
-def _say(node: ir.Node) -> None:
-    """Sizes that cannot be told by attributes are written down; inference leaves them as they are."""
+def _say(node: ir.Node, b: Builder) -> None:
+    """Sizes that cannot be told by attributes are written down, and hidden from inference what it would tell."""
     made = _made(node)
-    assert made is not None
-    known = list(node.outputs[0].shape or ())[:2]
+    assert made is not None and node.inputs[0] is not None
+    known = list(node.outputs[0].shape or ())[: _first(node)]
     if node.op_type == "ConvTranspose" and "output_shape" not in node.attributes:
-        node.attributes.add(ir.AttrInt64s("output_shape", made))
-    elif node.op_type == "ConvTranspose" or not _said_plainly(node):
+        node.attributes.add(ir.AttrInt64s("output_shape", [size for size in made if isinstance(size, int)]))
+    elif node.op_type in ("ConvTranspose", "Resize") or not _said_plainly(node):
+        if node.op_type == "Resize":
+            hide_scales(node, b)
+        elif node.op_type in _POOLS:
+            node.replace_input_with(0, of_hidden_shape(b, node.inputs[0]))
         for value in node.outputs:
             value.shape = ir.Shape([*known, *made])
         return

@@ -41,15 +41,19 @@ def test_a_resize_of_old_reads_the_places_that_it_read(op: str, opset: int, scal
     np.testing.assert_allclose(dx.ravel(), [column.sum() for column in columns], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("scales", [(0.6, 0.6), (0.7, 1.0), (0.5, 0.5), (0.6, 1.7), (2.3, 0.3)])
-def test_a_nearest_resize_of_old_that_shrinks(scales: tuple[float, float]) -> None:
+@pytest.mark.parametrize("scales", [(0.6, 0.6), (0.7, 1.0), (0.5, 0.5), (0.6, 1.7), (2.3, 0.3), (0.6, 1.1), (1.1, 1.1)])
+@pytest.mark.parametrize("given", ["known", "at run time"])
+def test_a_nearest_resize_of_old_that_shrinks(scales: tuple[float, float], given: str) -> None:
     """Shrinking, it reads the next place above; growing, the one below; one of both kinds is split."""
     node = helper.make_node("Resize", ["x", "s"], ["y"], mode="nearest")
     model = one(node, [1, 1, 5, 6], {"s": [1, 1, *scales]}, 10)
-    x = np.arange(30, dtype=np.float32).reshape(1, 1, 5, 6)
-    expected = ran(model, {"x": x})[0]
+    feeds = {"x": np.arange(30, dtype=np.float32).reshape(1, 1, 5, 6)}
+    if given == "at run time":
+        feeds["s"] = numpy_helper.to_array(model.graph.initializer.pop())
+        model.graph.input.append(helper.make_tensor_value_info("s", 1, [4]))
+    expected = ran(model, feeds)[0]
     seed = np.random.default_rng(0).normal(size=expected.shape).astype(np.float32)
-    y, dx = ran(gradcut.vjp(model, wrt=["x"], of=["y"]), {"x": x, "y_grad": seed})
+    y, dx = ran(gradcut.vjp(model, wrt=["x"], of=["y"]), {**feeds, "y_grad": seed})
     np.testing.assert_array_equal(y, expected)
     sums = np.zeros(30)
     np.add.at(sums, expected.astype(int).ravel(), seed.ravel())
@@ -67,6 +71,17 @@ def test_a_resize_of_opset_11_by_sizes_is_given_scales_of_no_element() -> None:
     y, dx = ran(gradcut.vjp(model, wrt=["x"], of=["y"]), {**feeds, "y_grad": np.ones((1, 1, 4, 6), np.float32)})
     np.testing.assert_array_equal(y, ran(model, feeds)[0])
     np.testing.assert_array_equal(dx, np.full_like(x, 4))
+
+
+@pytest.mark.parametrize(("op", "axes"), [("Squeeze", [3, 0]), ("Unsqueeze", [4, 0])])
+def test_axes_in_any_order(op: str, axes: list[int]) -> None:
+    """Inference at these opsets wants them sorted, and tells a wrong rank otherwise."""
+    model = one(helper.make_node(op, ["x"], ["y"], axes=axes), [1, 3, 2, 1], {}, 9)
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 1)).astype(np.float32)
+    expected = ran(model, {"x": x})[0]
+    y, dx = ran(gradcut.vjp(model, wrt=["x"], of=["y"]), {"x": x, "y_grad": 2 * expected})
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(dx, 2 * x)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

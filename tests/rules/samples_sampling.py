@@ -69,6 +69,7 @@ def _resizes() -> Iterator[Sample]:
         return sample("Resize", name, X, *operands, **options)
 
     crop = {"coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 3.0}
+    asymmetric = {"coordinate_transformation_mode": "asymmetric"}
     image, box = normal(1, 2, 4, 5), [0, 0, 0.1, -0.2, 1, 1, 0.8, 1.3]
     for mode in ("nearest", "linear", "cubic"):
         yield one(f"crop_{mode}", image, box, [1, 1, 1.5, 2], mode=mode, **crop)
@@ -78,6 +79,12 @@ def _resizes() -> Iterator[Sample]:
         for mode in ("nearest", "linear", "cubic"):
             yield one(f"{policy}_{mode}", image, None, None, [7, 8], mode=mode, axes=[2, 3],
                       keep_aspect_ratio_policy=policy)  # fmt: skip
+    for mode in ("nearest", "linear", "cubic"):  # the axis of three keeps its size, and is resized with the other
+        yield one(f"short_{mode}", normal(1, 2, 3, 4), None, [1, 1, 1.3, 2], mode=mode, **asymmetric)
+    yield one("short_crop", normal(1, 2, 3, 4), box, [1, 1, 1.3, 2], mode="linear", **crop)
+    yield one("all_keep_their_size", normal(1, 2, 3, 4), None, [1, 1, 1.3, 1.2], mode="linear", **asymmetric)
+    yield one("proportion_of_negative_axes", normal(1, 2, 3, 4), None, None, [3, 4], axes=[-2, -1],
+              keep_aspect_ratio_policy="not_larger", needs_rank=False)  # fmt: skip
     yield one("proportion_of_one_axis", image, None, None, [3], axes=[3], keep_aspect_ratio_policy="not_larger")
     yield one("sizes_at_run_time", image, None, None, [1, 2, 3, 9], mode="linear", runtime="sizes")
     yield one("symmetric", normal(1, 1, 3, 5), None, [1, 1, 1.7, 0.7], mode="linear", antialias=1,

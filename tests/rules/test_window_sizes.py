@@ -32,6 +32,15 @@ CASES = [
              output_padding=[1, 0]) for mode in ("SAME_UPPER", "SAME_LOWER")),
     *(sample("ConvTranspose", f"smaller_than_X{mode}", normal(1, 2, 3, 5), normal(2, 3, 1, 3), auto_pad=mode,
              output_shape=[2, 4]) for mode in ("NOTSET", "SAME_UPPER", "SAME_LOWER")),
+    sample("MaxPool", "ceil_dilated_pads", distinct(3, 1, 8, 6), kernel_shape=[2, 2], strides=[2, 4], dilations=[3, 1],
+           pads=[0, 1, 1, 1], ceil_mode=1),
+    sample("AveragePool", "ceil_counted", normal(1, 2, 8, 6), kernel_shape=[3, 2], strides=[2, 4], dilations=[2, 1],
+           pads=[0, 1, 1, 1], ceil_mode=1, count_include_pad=1),
+    sample("Resize", "rounded", normal(1, 2, 10, 7), None, np.float32([1, 1, 0.7, 9 / 7]), constant="scales"),
+    sample("Resize", "rounded_axes", normal(1, 2, 10, 7), None, np.float32([0.7, 9 / 7]), constant="scales",
+           axes=[2, 3], mode="linear"),
+    sample("Resize", "rounded_crop", normal(1, 2, 10, 4), np.float32([0, 0, 0, 0.1, 1, 1, 1, 0.8]),
+           np.float32([1, 1, 0.7, 2]), constant="roi scales", coordinate_transformation_mode="tf_crop_and_resize"),
     sample("ConvTranspose", "sparse", normal(1, 2, 4, 5), normal(2, 3, 1, 2), auto_pad="SAME_UPPER", strides=[3, 3]),
 ]  # fmt: skip
 
