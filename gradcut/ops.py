@@ -213,6 +213,43 @@ class Builder:
             outputs[value] = None
         return ir.Graph(inputs, list(outputs), nodes=inner.nodes, name=self.names.fresh(f"{self.prefix}{name}"))
 
+    # --- sequences --------------------------------------------------------------------------------------------
+
+    def empty_sequence(self, like: ir.Value) -> ir.Value:
+        """A sequence without elements, of the type of `like`."""
+        node = self.node("SequenceEmpty")
+        node.attributes.add(ir.AttrInt64("dtype", int(like.dtype or ir.DataType.FLOAT)))
+        node.outputs[0].type = like.type
+        return node.outputs[0]
+
+    def at(self, sequence: ir.Value, place: ir.Value | int) -> ir.Value:
+        """One element."""
+        where = self.constant(place, ir.DataType.INT64) if isinstance(place, int) else place
+        return self.op("SequenceAt", sequence, where, dtype=sequence.dtype)
+
+    def each(self, sequence: ir.Value, build: Callable[[Builder, ir.Value, ir.Value], ir.Value]) -> ir.Value:
+        """The sequence of what `build` makes of each element: called with a builder, the place and the element."""
+        place = ir.Value(name="place", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+        going = ir.Value(name="going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+        done = ir.Value(name="done", type=sequence.type)
+
+        def turn(b: Builder, place: ir.Value, going: ir.Value, done: ir.Value) -> list[ir.Value]:
+            longer = b.op("SequenceInsert", done, build(b, place, b.at(sequence, place)))
+            longer.type = sequence.type
+            return [going, longer]
+
+        body = self.body([place, going, done], turn, "each")
+        length = self.op("SequenceLength", sequence, dtype=ir.DataType.INT64, shape=ir.Shape([]))
+        result = self.op("Loop", length, self.constant(True), self.empty_sequence(sequence), body=body)
+        result.type = sequence.type
+        return result
+
+    def plus(self, a: ir.Value, c: ir.Value) -> ir.Value:
+        """The sum of two values of one type, shape and length; `a` says which."""
+        if isinstance(a.type, ir.SequenceType):
+            return self.each(a, lambda b, place, element: b.op("Add", element, b.at(c, place), dtype=a.dtype))
+        return self.op("Add", a, c, dtype=a.dtype, shape=a.shape)
+
     # --- arithmetic on ir.Value, called by onnx_ir's operators -----------------------------------------------
 
     def Add(self, a: Operand, b: Operand) -> ir.Value:
@@ -298,7 +335,9 @@ class Builder:
         return values[0] if len(values) == 1 else self.op("Concat", *values, axis=0)
 
     def zeros_like(self, x: ir.Value) -> ir.Value:
-        """Zeros of the run-time shape and the dtype of `x`."""
+        """Zeros of the run-time shape and the dtype of `x`; of a sequence, for each of its elements."""
+        if isinstance(x.type, ir.SequenceType):
+            return self.each(x, lambda b, place, element: b.zeros_like(element))
         return self.zeros(self.shape_of(x), x.dtype or ir.DataType.FLOAT, x.shape)
 
     def zeros(self, shape: ir.Value, dtype: ir.DataType, known: ir.Shape | None = None) -> ir.Value:

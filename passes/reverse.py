@@ -188,6 +188,11 @@ class Sweep:
 
     # --- adding up -------------------------------------------------------------------------------------------
 
+    def _sum(self, a: ir.Value, c: ir.Value, like: ir.Value) -> ir.Value:
+        if isinstance(like.type, ir.SequenceType):
+            return self.b.plus(a, c)
+        return self.b.op("Add", a, c, dtype=like.dtype, shape=like.shape)
+
     def total(self, value: ir.Value, named: bool = True) -> ir.Value | None:
         """The cotangent of a value: its contributions added as a balanced tree, named after it; None is zero."""
         if value in self._total:
@@ -198,7 +203,7 @@ class Sweep:
         while len(level) > 1:
             pairs = zip(level[::2], level[1::2], strict=False)
             odd = [level[-1]] if len(level) % 2 else []
-            level = [self.b.op("Add", a, c, dtype=value.dtype, shape=value.shape) for a, c in pairs] + odd
+            level = [self._sum(a, c, value) for a, c in pairs] + odd
         cotangent = level[0]
         producer = cotangent.producer()
         if named and producer is not None and producer.op_type != "Constant" and cotangent not in self.question.owner:

@@ -36,6 +36,7 @@ from gradcut.rules import (
     rotary,
     scatter,
     select,
+    sequence,
     shape,
 )
 from gradcut.rules.adjoint import Adjoint, Cotangents
@@ -80,5 +81,6 @@ __all__ = [
     "rotary",
     "scatter",
     "select",
+    "sequence",
     "shape",
 ]

@@ -179,7 +179,7 @@ class _Backward:
         for state, cotangent, mine in zip(self.states, carried, found, strict=False):
             results.append(mine or b.zeros_like(cotangent if _keeps_shape(state) else given[state.given]))
         for total, mine in zip(carried[count:], found[count:], strict=False):
-            results.append(total if mine is None else b.Add(total, mine))
+            results.append(total if mine is None else b.plus(total, mine))
         for value, mine in zip(slices, found[len(carried) :], strict=True):
             results.append(mine or b.zeros_like(given[value]))
         return self._settled(b, ahead, results, given, turn, at)
@@ -198,10 +198,13 @@ class _Backward:
         settle(self.op, b, results)
         front = Builder(b.names, prefix=b.prefix)
         needed = [value for value in given if given[value].uses()]
-        sequences = self._recorded([value for value in needed if self._varies(value)])
-        for value in filter(lambda value: given[value].uses(), needed):
+        sequences = self._sequences(front, needed, at)
+        records = self._recorded([value for value in needed if value not in sequences and self._varies(value)])
+        for value in needed:
             if value in sequences:
-                saved = front.op("SequenceAt", sequences[value], at, dtype=value.dtype, shape=value.shape)
+                saved = sequences[value]
+            elif value in records:
+                saved = front.op("SequenceAt", records[value], at, dtype=value.dtype, shape=value.shape)
             else:
                 saved = self._saved(front, value, turn, at)
             ir.convenience.replace_all_uses_with(given[value], saved)
@@ -223,22 +226,41 @@ class _Backward:
             self.stacks[value] = _stack(self.op, self.turns.body, value, self.turns.shift)
         return _slice(b, Sliced(0, value, 0, False), self.stacks[value], at)
 
-    # --- states that change their shape -------------------------------------------------------------------------
+    # --- states that change their shape, or are sequences --------------------------------------------------------
 
     def _varies(self, value: ir.Value) -> bool:
         """Whether an input of the body may have another shape in each turn, so that it cannot be stacked."""
-        states = [s for s in self.turns.states if s.given is value and _origin(s.result) is not value]
-        if states and not isinstance(value.type, ir.TensorType):
-            self.op.refuse(f"its body carries {value.name!r}, which is no tensor, and the backward needs it")
-        return self.op.node.op_type == "Loop" and any(not _keeps_shape(state) for state in states)
+        return self.op.node.op_type == "Loop" and any(not _keeps_shape(state) for state in self._carried([value]))
+
+    def _carried(self, values: Sequence[ir.Value]) -> list[State]:
+        """The states among inputs of the body that are not the same in every turn."""
+        return [s for s in self.turns.states if s.given in values and _origin(s.result) is not s.given]
 
     def _recorded(self, values: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
-        """What such values were in each turn, as sequences: by the Loop once more, which carries them along."""
+        """What such tensors were in each turn, as sequences: by the Loop once more, which carries them along."""
         if not values:
             return {}
-        b, body, states = self.op.b, self.turns.body, self.turns.states
-        kinds = [ir.SequenceType(ir.TensorType(value.dtype or ir.DataType.FLOAT)) for value in values]
-        records = [ir.Value(name=f"{value.name}_turns", type=kind) for value, kind in zip(values, kinds, strict=True)]
+        b = self.op.b
+        records = [ir.Value(name=f"{v.name}_turns", type=ir.SequenceType(ir.TensorType(v.dtype))) for v in values]  # type: ignore[arg-type]
+        outputs = self._again(b, self.turns.count, values, records)
+        return dict(zip(values, outputs[len(self.turns.states) :], strict=True))
+
+    def _sequences(self, b: Builder, needed: Sequence[ir.Value], at: ir.Value) -> dict[ir.Value, ir.Value]:
+        """What sequences among the states were at the begin of the turn `at`: by the turns before it once more.
+
+        Nothing holds a sequence of sequences; so this takes as many turns as there are pairs of them.
+        """
+        found = [state for state in self._carried(needed) if isinstance(state.given.type, ir.SequenceType)]
+        if not found:
+            return {}
+        outputs = self._again(b, at, (), ())
+        return {state.given: outputs[self.turns.states.index(state)] for state in found}
+
+    def _again(
+        self, b: Builder, count: ir.Value, values: Sequence[ir.Value], records: Sequence[ir.Value]
+    ) -> Sequence[ir.Value]:
+        """The states after the first `count` turns, and sequences of what `values` were in each of them."""
+        body, states = self.turns.body, self.turns.states
 
         def turn(inner: Builder, *given: ir.Value) -> list[ir.Value]:
             now = dict(zip(body.inputs, given, strict=False))
@@ -252,15 +274,13 @@ class _Backward:
             return results
 
         starts = [self.op[state.operand] for state in states]
-        empty = [b.op("SequenceEmpty", dtype=value.dtype) for value in values]
-        for start, kind in zip(empty, kinds, strict=True):
-            start.type = kind
+        empty = [b.empty_sequence(record) for record in records]
         graph = b.body([*body.inputs, *records], turn, name="record")
-        count = len(states) + len(values)
-        node = b.node("Loop", self.turns.count, b.constant(True), *starts, *empty, body=graph, outputs=count)
-        for output, value in zip(node.outputs, [*(state.given for state in states), *records], strict=True):
+        kept = [*(state.given for state in states), *records]
+        node = b.node("Loop", count, b.constant(True), *starts, *empty, body=graph, outputs=len(kept))
+        for output, value in zip(node.outputs, kept, strict=True):
             output.type = value.type
-        return dict(zip(values, node.outputs[len(states) :], strict=True))
+        return node.outputs
 
     # --- operands that were sliced ------------------------------------------------------------------------------
 
