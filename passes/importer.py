@@ -8,8 +8,8 @@
 4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see `bodies`; an If
    that has no choice gives way to its branch, see `branches`.
 5. What torch stopped is marked, by what its exporter wrote into the metadata, see `torch_marks`.
-6. Sequences that stand for a Split or a Concat are taken apart, see `sequences`, `known_sequences` and, for those that
-   a Loop collects, `loop_sequences`.
+6. Optionals of which is known what they hold give way to it, see `optionals`. Sequences that stand for a Split or a
+   Concat are taken apart, see `sequences`, `known_sequences` and, for those that a Loop collects, `loop_sequences`.
 7. Constants that are parameters become initializers under their output's name.
 8. Types and shapes are inferred where the file does not say them, or inference would say them wrong, see `inference`.
 9. What ONNX Runtime's kernel does not take of an operator is written out, see `written_out`.
@@ -42,6 +42,7 @@ from gradcut.passes.importing.known_sequences import construct_sequences
 from gradcut.passes.importing.layouts import time_first
 from gradcut.passes.importing.loop_sequences import stack_sequences
 from gradcut.passes.importing.old_attributes import OPERANDS_SINCE, retype_attributes
+from gradcut.passes.importing.optionals import take_out_of_optionals
 from gradcut.passes.importing.runnable import bring_to_kernels
 from gradcut.passes.importing.sequences import unpack_sequences
 from gradcut.passes.importing.straight_through import pass_straight_through, take_onnx_pairs
@@ -88,6 +89,7 @@ class Import(Pass):
         mark_as_torch(model)
         declare(model)
         TopologicalSortPass()(model)
+        take_out_of_optionals(model)
         _take_branches(model)
         construct_sequences(model)
         unpack_sequences(model)

@@ -21,6 +21,16 @@ from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.fold import bypass, changes_nothing
 
 _SMALL = 64
+#: Attributes that are not compared.
+_OF_NO_VALUE = frozenset(
+    {
+        ir.AttributeType.GRAPH,
+        ir.AttributeType.GRAPHS,
+        ir.AttributeType.TYPE_PROTO,
+        ir.AttributeType.TYPE_PROTOS,
+        ir.AttributeType.SPARSE_TENSOR,
+    }
+)
 
 
 @register
@@ -145,7 +155,7 @@ def _key(node: ir.Node) -> tuple[Any, ...] | None:
 
 
 def _hashable(attribute: ir.Attr) -> Any:
-    if attribute.is_ref() or attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+    if attribute.is_ref() or attribute.type in _OF_NO_VALUE:
         return None
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()

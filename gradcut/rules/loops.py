@@ -138,7 +138,7 @@ class _Backward:
 
     def cotangents(self) -> Captures:
         op, b = self.op, self.op.b
-        starts = [op.cotangent(state.output) or b.zeros_like(op.out(state.output)) for state in self.states]
+        starts = [op.cotangent(state.output) or b.zeros_like(self._last(state)) for state in self.states]
         sums = [b.zeros_like(value) for value in self.summed]
         turn = ir.Value(name="turn", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
         going = ir.Value(name="going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
@@ -159,6 +159,12 @@ class _Backward:
             yield one.place, self._unsliced(one, next(slices))
         for value in self.picked:
             yield value, laid_out(b, value, next(slices), self.turns.count)
+
+    def _last(self, state: State) -> ir.Value:
+        """What a state is after the last turn; an output that the file leaves out has no type."""
+        last = self.op.out(state.output)
+        last.type = last.type or state.given.type
+        return last
 
     def _turn(self, b: Builder, turn: ir.Value, going: ir.Value, *carried: ir.Value) -> list[ir.Value]:
         """One turn of the backward: whether to go on, cotangents of states, sums, cotangents of slices."""

@@ -58,12 +58,15 @@ def sequence_erase(op: Adjoint) -> Cotangents:
 @rule("SplitToSequence", "input")
 def split_to_sequence(op: Adjoint) -> Cotangents:
     """The parts behind each other again, or stacked where the split took their axis away."""
+    b, axis, X, parts = op.b, op.attr("axis", 0), op["input"], op.dY
     stacked = op.get("split") is None and not op.attr("keepdims", 1)
-    axis, X = op.attr("axis", 0), op["input"]
-    yield (
-        "input",
-        op.b.op("ConcatFromSequence", op.dY, axis=axis, new_axis=int(stacked), dtype=X.dtype, shape=X.shape),
-    )
+    size = X.shape[axis] if X.shape is not None else None
+    if not isinstance(size, int):  # no part at all, maybe: then one of size 0
+        if stacked:
+            parts = b.each(parts, lambda inner, place, part: inner.op("Unsqueeze", part, inner.ints([axis])))
+        empty = b.op("Slice", X, b.ints([0]), b.ints([0]), b.ints([axis]), dtype=X.dtype)
+        parts, stacked = _with(b, parts, empty, b.constant(0)), False
+    yield "input", b.op("ConcatFromSequence", parts, axis=axis, new_axis=int(stacked), dtype=X.dtype, shape=X.shape)
 
 
 @rule("ConcatFromSequence", "input_sequence")

@@ -1,7 +1,7 @@
 """Sequences whose elements are known one by one become a SequenceConstruct each; called by `import`.
 
 1. SequenceInsert into such a sequence, or an empty one, and SequenceErase, at a constant place.
-2. SequenceMap over such sequences: the body once for each element.
+2. SequenceMap over such sequences: the body once for each element. Over others it becomes a Loop, see `sequence_maps`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gradcut.ops import Names
+from gradcut.passes.importing.inference import infer
+from gradcut.passes.importing.sequence_maps import map_in_a_loop
 from gradcut.subgraphs import Copy, release
 
 _CONSTRUCT = "SequenceConstruct"
@@ -18,13 +20,15 @@ def construct_sequences(model: ir.Model) -> None:
     """Rewrite what can be rewritten, in the order of the nodes; the rest is left as it is."""
     if not any(node.op_type in ("SequenceInsert", "SequenceErase", "SequenceMap") for node in model.graph.all_nodes()):
         return
+    if any(node.op_type == "SequenceMap" for node in model.graph.all_nodes()):
+        infer(model)  # which operands are sequences
     names = Names.of(model)
     for graph in list(model.graphs()):
         for node in [node for node in graph if not node.domain]:
             if node.op_type in ("SequenceInsert", "SequenceErase"):
                 _changed(node)
-            elif node.op_type == "SequenceMap":
-                _mapped(graph, node, names)
+            elif node.op_type == "SequenceMap" and not _mapped(graph, node, names):
+                map_in_a_loop(graph, node, names)
         _drop_unread(graph)
 
 
@@ -67,20 +71,20 @@ def _become(node: ir.Node, elements: list[ir.Value]) -> None:
         node.replace_input_with(index, element)
 
 
-def _mapped(graph: ir.Graph, node: ir.Node, names: Names) -> None:
-    """Case 2; a tensor among the further operands goes to each element's body as it is."""
+def _mapped(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
+    """Case 2, if it is one; a tensor among the further operands goes to each element's body as it is."""
     first = _elements(node.inputs[0])
     if not first:
-        return
+        return False
     columns = []
     for value in node.inputs:
         elements = _elements(value)
-        if value is None or (elements is None and isinstance(value.type, ir.SequenceType)):
-            return
+        if value is None or (elements is None and not isinstance(value.type, ir.TensorType)):
+            return False
         columns.append([value] * len(first) if elements is None else elements)
     body = node.attributes["body"].as_graph()
     if any(len(column) != len(first) for column in columns):
-        return
+        return False
     rows = []
     for given in zip(*columns, strict=True):
         copy = Copy(names, dict(zip(body.inputs, given, strict=True)))
@@ -93,6 +97,7 @@ def _mapped(graph: ir.Graph, node: ir.Node, names: Names) -> None:
         ir.convenience.replace_all_uses_with(output, made.outputs[0], replace_graph_outputs=True)
     release(node)
     graph.remove(node, safe=True)
+    return True
 
 
 def _drop_unread(graph: ir.Graph) -> None:

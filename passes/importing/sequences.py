@@ -1,7 +1,7 @@
 """Sequences that exporters write where tensors would do, taken apart; called by `import`.
 
 1. SequenceAt of a SplitToSequence at a constant place: one output of a Split, or a Slice where how many there are is
-   not known.
+   not known. At a place that only a run knows: a Gather or a Slice; what reads its length reads that of the axis.
 2. SequenceAt of a SequenceConstruct at a constant place: that operand.
 3. ConcatFromSequence of a SequenceConstruct: a Concat, or what stacks its operands along a new axis.
 
@@ -15,6 +15,7 @@ import math
 import onnx_ir as ir
 
 from gradcut.ops import Builder, Names
+from gradcut.passes.importing.split_reads import read_tensor
 
 
 def unpack_sequences(model: ir.Model) -> None:
@@ -24,11 +25,34 @@ def unpack_sequences(model: ir.Model) -> None:
     if not found:
         return
     names = Names.of(model)
+    if any(_forget_size(node) for node in found):
+        _forget_shapes(model)
     for node in found:
         _CASES[node.op_type](node, names)
+        if node.op_type == "SplitToSequence":
+            read_tensor(node, names)
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             assert isinstance(node.graph, ir.Graph)
             node.graph.remove(node, safe=True)
+
+
+def _forget_size(node: ir.Node) -> bool:
+    """Parts without their axis are of size 1; ONNX ignores keepdims=0 beside a size, ONNX Runtime and torch do not."""
+    split = node.inputs[1] if len(node.inputs) > 1 and node.op_type == "SplitToSequence" else None
+    tensor = None if split is None else ir.convenience.get_const_tensor(split)
+    shape = tensor.shape if tensor is not None else None if split is None else split.shape
+    if shape is None or len(shape) or _attribute(node, "keepdims", 1):
+        return False
+    node.resize_inputs(1)
+    return True
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """What the file says of shapes is what onnx's inference made of parts that kept their axis; scalars stay so."""
+    for graph in model.graphs():
+        inner = () if graph is model.graph else graph.inputs
+        for value in (*inner, *graph.outputs, *(output for node in graph for output in node.outputs)):
+            value.shape = None if value.shape else value.shape
 
 
 def _split(node: ir.Node, names: Names) -> None:

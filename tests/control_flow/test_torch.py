@@ -71,6 +71,29 @@ class Branching(Layers):
         return self.head(torch.cat(outs, 0))
 
 
+class Unbound(Layers):
+    """Goes through the rows of x as a list, puts what it gives in front, and joins it along an axis that is there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(x.size(1), 4)
+        outs = torch.jit.annotate(list[torch.Tensor], [])
+        for row in x.unbind(0):
+            h = torch.tanh(self.i(row) + self.h(h))
+            outs.insert(0, h)
+        return self.head(torch.cat(outs, 0))
+
+
+class Lists(Layers):
+    """Reads what it has collected: all of it in each turn, and some behind the Loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.unbind(0)
+        outs = [torch.tanh(self.i(rows[0]))]
+        for t in range(len(rows)):
+            outs.append(torch.sigmoid(self.h(torch.stack(outs).sum(0)) * self.i(rows[len(rows) - 1 - t]) + outs[-1]))
+        return self.head(outs[-1] * outs[0])
+
+
 class While(Layers):
     """Ends by a condition on the values, or after seven turns."""
 
@@ -94,7 +117,7 @@ def scripted(module: nn.Module, x: Tensor) -> onnx.ModelProto:
     return onnx.load_from_string(file.getvalue())
 
 
-@pytest.mark.parametrize("kind", [Lstm, Gru, Branching, While])
+@pytest.mark.parametrize("kind", [Lstm, Gru, Branching, Unbound, Lists, While])
 def test_scripted_loops(kind: type[Layers]) -> None:
     """A file for sequences of any length."""
     torch.manual_seed(SEED)
