@@ -11,7 +11,7 @@ import onnx_ir as ir
 from gradcut.activity import Activity
 from gradcut.dialect import declare
 from gradcut.parameters import decide
-from gradcut.passes import Differentiate, Fold, Import, Lower, Pipeline, Propagate, Simplify, StopGradient
+from gradcut.passes import BodyDraws, Differentiate, Fold, Import, Lower, Pipeline, Propagate, Simplify, StopGradient
 from gradcut.passes.base import FROZEN, GRADIENTS, PIPELINE, read_json, write_json
 from gradcut.passes.importer import check_opset
 from gradcut.passes.importing.straight_through import allow
@@ -117,6 +117,7 @@ def vjp(
     pipeline = Pipeline(
         (
             StopGradient(at=as_patterns(stop_at)),
+            BodyDraws(),
             Propagate(of=tuple(of), wrt=tuple(wrt)),
             Differentiate(),
             Fold(floats=False),  # the result may be differentiated again, by a float Constant too

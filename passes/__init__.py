@@ -4,6 +4,7 @@ To add a pass: a frozen dataclass on `gradcut.passes.base.Pass` under ``@registe
 """
 
 from gradcut.passes.base import PASSES, Pass
+from gradcut.passes.body_draws import BodyDraws
 from gradcut.passes.differentiate import Differentiate
 from gradcut.passes.emit import Emit
 from gradcut.passes.fold import Fold
@@ -20,6 +21,7 @@ from gradcut.passes.verify import verify
 __all__ = [
     "PASSES",
     "AttachLoss",
+    "BodyDraws",
     "Differentiate",
     "Emit",
     "Fold",

@@ -10,6 +10,7 @@ for all nodes, as the vector ``keys``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -29,12 +30,17 @@ GENERATORS = frozenset({"RandomUniform", "RandomUniformLike", "RandomNormal", "R
 
 
 class Draws:
-    """Rewrites random nodes of a model; adds the inputs ``seed`` and ``step`` where there is one."""
+    """Rewrites random nodes of a model; adds the inputs ``seed`` and ``step`` where there is one.
+
+    Attributes:
+        turns: of a node in the body of a Loop or a Scan: the numbers of the turns that it is run in. Set before.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.model, self.names = model, Names.of(model)
         self.keys = ir.Value(type=ir.TensorType(_INT))
         self.count = 0
+        self.turns: Sequence[ir.Value] = ()
 
     def dropout(self, node: ir.Node, training: ir.Value | None = None) -> None:
         """output = data / (1 - ratio) where drawn, 0 elsewhere; mask is the draw.
@@ -108,6 +114,17 @@ class Draws:
         graph.inputs.extend([seed, step])
         write_json(self.model, DRAWS, {"seed": seed.name, "step": step.name})
 
+    def finish_alone(self) -> None:
+        """Compute the keys of what the graph itself draws."""
+        if not self.count:
+            return
+        b = Builder(self.names, prefix="draw_")
+        node = b.node("RandomUniform", low=-(2.0**31), high=2.0**31 - 256, dtype=_FLOAT)  # floats are 256 apart there
+        node.attributes.add(ir.AttrInt64s("shape", [2 * self.count]))
+        keys = b.Cast(node.outputs[0], to=_INT)
+        ir.convenience.replace_all_uses_with(self.keys, keys)
+        self.model.graph.insert_before(self.model.graph[0], b.nodes)
+
     def _keys(self, b: Builder, seed: ir.Value, step: ir.Value) -> ir.Value:
         """Two keys a node, [2 nodes]: salt, both halves of the seed, step and the node's number, mixed one by one."""
         high = b.op(
@@ -143,6 +160,9 @@ class Draws:
         number.dtype = _INT
         first, second = (b.op("Gather", self.keys, b.constant(2 * self.count + i), dtype=_INT) for i in (0, 1))
         self.count += 1
+        for turn in self.turns:
+            shift = b.Mul(b.Cast(turn, to=_INT), _STRIDE)
+            first, second = (_mix(b, b.Add(key, shift)) for key in (first, second))
         return b.Reshape(_mix(b, b.Add(b.Mul(number, _STRIDE), first), second), shape)
 
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
 from gradcut.parameters import constant_tensor
 from gradcut.passes.base import TRAINABLE, Pass, read_json, register, write_json
+from gradcut.passes.body_draws import with_turns
 from gradcut.passes.random import GENERATORS, Draws
 from gradcut.passes.stop_gradient import frozen_names
 
@@ -194,23 +195,14 @@ def _state_outputs(model: ir.Model, current: dict[ir.Value, ir.Value], names: Na
 
 def _draws(model: ir.Model, choice: str, generators: bool) -> None:
     draws = Draws(model)
-    for node in list(_run_once(model.graph)):
-        if node.domain:
-            continue
+    wanted = {"Dropout", *(GENERATORS if generators else ())}
+    found = with_turns(model.graph, lambda node: not node.domain and node.op_type in wanted, draws.names)
+    for node, draws.turns in list(found):
         if node.op_type == "Dropout":
             _dropout(node, choice, draws)
-        elif generators and node.op_type in GENERATORS:
+        else:
             draws.generator(node)
     draws.finish()
-
-
-def _run_once(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The nodes that a step runs at most once: in a Loop each turn has a draw of its own, and stays the runtime's."""
-    for node in graph:
-        yield node
-        if node.op_type == "If" and node.domain == "":
-            for attribute in node.attributes.values():
-                yield from _run_once(attribute.as_graph())
 
 
 def _dropout(node: ir.Node, choice: str, draws: Draws) -> None:

@@ -58,7 +58,7 @@ def settle(op: Adjoint, b: Builder, results: Sequence[ir.Value]) -> None:
 def if_(op: Adjoint) -> Captures:
     """Y = then() or else(): an If by the same condition, each branch the backward of one, to what both capture.
 
-    Not covered: a branch that draws at random.
+    Not covered: a branch with a Multinomial draw.
     """
     cotangents = {i: c for i in range(len(op.node.outputs)) if (c := op.cotangent(i)) is not None}
 

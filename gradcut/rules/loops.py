@@ -67,7 +67,7 @@ class Turns:
 def loop(op: Adjoint) -> Captures:
     """``s = body(turn, s)`` until a condition or a count ends it.
 
-    Not covered: a body that draws at random.
+    Not covered: a body with a Multinomial draw.
     """
     body = op.graph("body")
     carried = len(body.inputs) - 2
@@ -82,7 +82,7 @@ def loop(op: Adjoint) -> Captures:
 def scan(op: Adjoint) -> Captures:
     """``s, y[t] = body(s, x[t])`` along axes of the operands x.
 
-    Not covered: a body that draws at random.
+    Not covered: a body with a Multinomial draw.
     """
     body = op.graph("body")
     first = len(op.node.inputs) - op.attr("num_scan_inputs")

@@ -22,7 +22,7 @@ from gradcut.api import vjp
 from gradcut.errors import FeedError, SpecError
 from gradcut.ops import is_float
 from gradcut.parameters import parameters
-from gradcut.passes import Import, StopGradient
+from gradcut.passes import BodyDraws, Import, StopGradient
 from gradcut.passes.importing.straight_through import allow, spell_out
 from gradcut.passes.propagate import main_values
 from gradcut.rules import REGISTRY
@@ -94,6 +94,7 @@ def imported(model: Source, stop_at: str | Sequence[str] = (), quantized: str = 
     allow(work, quantized)
     Import()(work)
     StopGradient(at=as_patterns(stop_at))(work)
+    BodyDraws()(work)
     return work
 
 

@@ -17,19 +17,18 @@ IMAGE = normal(1, 2, 5, 5)
 WINDOW = {"kernel_shape": [2, 2], "strides": [2, 2]}
 
 DRAWN = (
-    "a graph inside it draws at random (RandomNormalLike), and its backward would draw anew; put the draw before it, "
+    "a graph inside it draws at random (Multinomial), and its backward would draw anew; put the draw before it, "
     "or take it out"
 )
-TURN = (
-    "b (int64 i, bool c, float[3] h) => (bool d, float[3] n) { d = Identity(c) r = RandomNormalLike(h) n = Mul(h, r) }"
-)
-STEP = "b (float[2] h) => (float[2] n) { r = RandomNormalLike(h) n = Mul(h, r) }"
+_DRAW = "m = Multinomial(h) r = Cast<to = 1>(m) n = Mul(h, r)"
+TURN = f"b (int64 i, bool c, float[1, 3] h) => (bool d, float[1, 3] n) {{ d = Identity(c) {_DRAW} }}"
+STEP = f"b (float[1, 2] h) => (float[1, 2] n) {{ {_DRAW} }}"
 INDEX = ints(0, 1).reshape(2, 1)
 MICROSOFT = "com.microsoft"
 
 REFUSED: list[tuple[Sample, str, str]] = [
-    (sample("Loop", "drawing", ints(3)[0], None, normal(3), body=body(TURN)), "static", DRAWN),
-    (sample("Scan", "drawing", normal(3, 2), body=body(STEP), num_scan_inputs=1), "static", DRAWN),
+    (sample("Loop", "drawing", ints(3)[0], None, normal(1, 3), body=body(TURN)), "static", DRAWN),
+    (sample("Scan", "drawing", normal(3, 1, 2), body=body(STEP), num_scan_inputs=1), "static", DRAWN),
     (
         sample("DeformConv", "volume", normal(1, 2, 3, 3, 3), normal(2, 2, 1, 1, 1), normal(1, 3, 3, 3, 3)),
         "static",
