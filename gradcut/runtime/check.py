@@ -34,7 +34,7 @@ from gradcut.runtime.random_feeds import random_feeds
 from gradcut.runtime.shift import Shift, shifts
 from gradcut.runtime.verdict import CheckReport, Direction, ValueCheck, require
 from gradcut.runtime.widen import Array, reference, runtime
-from gradcut.source import Source, own
+from gradcut.source import Source, own, take_in
 from gradcut.spec import as_patterns
 
 
@@ -95,6 +95,7 @@ def imported(model: Source, stop_at: str | Sequence[str] = (), quantized: str = 
     Import()(work)
     StopGradient(at=as_patterns(stop_at))(work)
     BodyDraws()(work)
+    take_in(work)  # each evaluator gets a proto, which has no folder to look for weights in
     return work
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 import gradcut
 from gradcut.errors import FeedError, GradientCheckError, NoGradientError
@@ -48,6 +50,15 @@ def test_every_parameter_and_float_input_is_checked_by_default() -> None:
         "image", *(f"encoder.conv{i}.weight" for i in (1, 2, 3)), *(f"encoder.bn{i}.weight" for i in (1, 2, 3)),
         *(f"encoder.bn{i}.bias" for i in (1, 2, 3)), "head.weight", "head.bias",
     }  # fmt: skip
+
+
+def test_weights_that_lie_beside_the_model_are_read_from_there(tmp_path: Path) -> None:
+    """As torch.onnx.export writes them."""
+    proto = model("y = MatMul(x, w)", "float[2,16] x", "float[2,16] y")
+    proto.graph.initializer.append(numpy_helper.from_array(np.eye(16, dtype=np.float32), "w"))
+    inside, path = check_gradients(proto), tmp_path / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    assert require(check_gradients(path)).values == require(inside).values
 
 
 def test_inner_values_and_outputs_can_be_asked_for() -> None:
