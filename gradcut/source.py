@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import google.protobuf.message
+import networkx as nx
 import onnx
 import onnx.parser
 import onnx.serialization
@@ -181,7 +182,9 @@ def _root(error: BaseException) -> str:
 
 
 def _check_structure(model: ir.Model) -> None:
-    """Refuse a graph without outputs, values that nothing gives, tensors of the wrong size; sort nodes where needed."""
+    """Refuse a graph without outputs, values that nothing gives, nodes that wait for each other, tensors of the wrong
+    size or of no type; sort nodes where needed.
+    """
     if not model.graph.outputs:
         raise NotOnnxError("the model's graph has no outputs")
     for graph in model.graphs():
@@ -190,6 +193,8 @@ def _check_structure(model: ir.Model) -> None:
     known = {value for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())}
     sound = True
     for node in model.graph.all_nodes():
+        if not node.op_type:
+            raise NotOnnxError(f"node {node.name!r} says no operator")
         for value in [value for value in node.inputs if value is not None and value not in known]:
             if value.producer() is None:
                 raise NotOnnxError(f"node {node.name!r} ({node.op_type}) reads {value.name!r}, which nothing gives")
@@ -199,11 +204,30 @@ def _check_structure(model: ir.Model) -> None:
         if output not in known:
             raise NotOnnxError(f"output {output.name!r} is given by no node")
     if not sound:
+        _sort(model)
+
+
+def _sort(model: ir.Model) -> None:
+    try:
         TopologicalSortPass()(model)
+    except ValueError:
+        order = nx.DiGraph((before, node) for node in model.graph.all_nodes() for before in _before(node))
+        names = " -> ".join(f"{node.name!r} ({node.op_type})" for node, _ in nx.find_cycle(order))
+        raise NotOnnxError(f"the nodes {names} wait for each other's outputs; none of them can be the first") from None
+
+
+def _before(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes that run before a node has: those that give its operands, and those of its bodies."""
+    yield from filter(None, (value.producer() for value in node.inputs if value is not None))
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph()
 
 
 def _check_size(value: ir.Value) -> None:
     tensor = value.const_value
+    if tensor is not None and tensor.dtype == ir.DataType.UNDEFINED:
+        raise NotOnnxError(f"tensor {value.name!r} says no type of its numbers")
     if isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
         have = len(tensor.raw.raw_data)
         if have != tensor.nbytes:

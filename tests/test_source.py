@@ -233,6 +233,12 @@ def test_a_proto_must_hold_its_weights(external: Path) -> None:
         ("{ y = MatMul (x, q) }", "reads 'q', which nothing gives"),
         ("{ z = Relu (x) }", "output 'y' is given by no node"),
         ("{ y = Relu (x)  y = Abs (x) }", "redeclared"),
+        ("{ [a] h = Mul (x, y) [b] y = Abs (h) }", r"the nodes 'b' \(Abs\) -> 'a' \(Mul\) wait for each other's outputs"),
+        (
+            "{ [a] h = If (c) <then_branch = t () => (y2) { y2 = Abs (y) }, else_branch = e () => (x2) { x2 = Abs (x) }>"
+            " [b] c = Cast <to = 9> (h) y = Abs (h) }",
+            "wait for each other's outputs; none of them can be the first",
+        ),
     ],
 )
 def test_a_graph_that_does_not_hold_together(text: str, message: str, tmp_path: Path) -> None:
@@ -276,6 +282,16 @@ def test_a_tensor_of_the_wrong_size(tmp_path: Path) -> None:
     proto.graph.initializer[0].ClearField("float_data")
     proto.graph.initializer[0].raw_data = b"abc"
     with pytest.raises(NotOnnxError, match="tensor 'w' should have 16 bytes, and has 3"):
+        gradcut.load(proto)
+
+
+def test_a_tensor_without_a_type_and_a_node_without_an_operator() -> None:
+    proto = parse("g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {1, 2, 3, 4}> { [n] y = MatMul (x, w) }")
+    proto.graph.node[0].op_type = ""
+    with pytest.raises(NotOnnxError, match="node 'n' says no operator"):
+        gradcut.load(proto)
+    proto.graph.initializer[0].data_type = 0
+    with pytest.raises(NotOnnxError, match="tensor 'w' says no type of its numbers"):
         gradcut.load(proto)
 
 
