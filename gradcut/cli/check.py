@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from gradcut.runtime.check import CheckReport
+
 
 def command(
     model: Annotated[
@@ -40,8 +42,16 @@ def command(
     typer.echo(str(report))
     if not report.ok:
         raise GradientCheckError(report.summary)
-    late = f"; {len(report.unseen)} were not looked at in {seconds:g} s (--seconds, --wrt)" if report.unseen else ""
-    typer.echo(f"{len(report.values)} gradients agree with finite differences{late}")
+    typer.echo(f"{len(report.values)} gradients agree with finite differences{_late(report, seconds)}")
+
+
+def _late(report: CheckReport, seconds: float) -> str:
+    count, options = len(report.unseen), "(--seconds, --wrt)"
+    if not count:
+        return ""
+    if report.together is None:
+        return f"; {count} were not looked at in {seconds:g} s {options}"
+    return f", and {count} others together, for which {seconds:g} s were too short one by one {options}"
 
 
 def _rows(path: Path, count: int, model: ir.Model) -> dict[str, np.ndarray]:

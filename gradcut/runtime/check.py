@@ -32,6 +32,7 @@ from gradcut.runtime.differences import Differences
 from gradcut.runtime.point import Point, rough_note
 from gradcut.runtime.random_feeds import random_feeds
 from gradcut.runtime.shift import Shift, shifts
+from gradcut.runtime.together import together
 from gradcut.runtime.verdict import CheckReport, Direction, ValueCheck, require
 from gradcut.runtime.widen import Array, reference, runtime
 from gradcut.source import Source, own, take_in
@@ -64,8 +65,8 @@ def check_gradients(
         backward: ``runtime`` runs the emitted graph in ONNX Runtime as users do (and in the reference evaluator where
             there is no kernel), ``reference`` in float64 in onnx's reference evaluator.
         differences: of an earlier check of this model, feeds and seed, whose evaluations are used again.
-        seconds: no further value is looked at after this long; those looked at are spread over the model, the others
-            are the report's `unseen`. None: all of them.
+        seconds: no further value is looked at by itself after this long; those looked at are spread over the model,
+            the others are the report's `unseen`, and judged `together`. None: each by itself.
         quantized: as in `gradcut.vjp`; what is rounded is held still, and what went in moves it.
 
     Raises:
@@ -117,9 +118,16 @@ class _Check:
         unseen = tuple(name for name in wanted if name not in judged)
         notes = (*(point.differences.notes if point.differences else ()), *point.emitted.notes)
         place = point.differences.place if point.differences else ""
-        values = tuple(judged.values())
         return CheckReport(
-            values, tuple(self.of), self.seed, self.directions, place, point.emitted.place, notes, unseen
+            tuple(judged.values()),
+            tuple(self.of),
+            self.seed,
+            self.directions,
+            place,
+            point.emitted.place,
+            notes,
+            unseen,
+            together(point, unseen) if unseen else None,
         )
 
     def point(

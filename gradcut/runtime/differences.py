@@ -137,6 +137,28 @@ class Differences:
         """The slope over a step that is wide enough for a model that rounds coarsely."""
         return replace(self._slope(name, number, max(self._step, _WIDE_STEP), cotangents), kind="coarse")
 
+    def together(self, lengths: Mapping[str, float], number: int, cotangents: Sequence[Array]) -> Slope:
+        """The derivative along a direction that moves several values at once, each by its own length.
+
+        Its direction is theirs behind each other, in the order given.
+        """
+        moves = {name: far * self._direction(name, number, self.base[name].shape) for name, far in lengths.items()}
+        direction = np.concatenate([move.ravel() for move in moves.values()])
+        slope = Slope(NAN, NAN, 0.0, direction, number, "edge")
+        for step in (self._step, self._step / 10, self._step / 100):
+            try:
+                up, down = (self._run({**self._fixed, **self._end(moves, length)}) for length in (step, -step))
+            except Exception:  # as in _slope
+                return slope
+            count = len(self.of)
+            slope = self._between(up[:count], down[:count], step, cotangents, direction, number)
+            if slope.kind in ("smooth", "coarse"):
+                break
+        return slope
+
+    def _end(self, moves: Mapping[str, Array], length: float) -> dict[str, Array]:
+        return {self._inputs[name]: np.asarray(length * move, self._dtype) for name, move in moves.items()}
+
     def finer(self, name: str, slope: Slope, cotangents: Sequence[Array]) -> Slope:
         """A slope by smaller steps, for one that looked smooth and is doubted: many kinks may lie within the step.
 
@@ -159,7 +181,18 @@ class Differences:
             up, down = self._both_sides(name, number, step, direction)
         except Exception:  # of a size or a bound, say, that does not stand next to the one given
             return Slope(NAN, NAN, 0.0, direction, number, "edge")
-        step *= typical(self.base[name])
+        return self._between(up, down, step * typical(self.base[name]), cotangents, direction, number)
+
+    def _between(
+        self,
+        up: list[Array],
+        down: list[Array],
+        step: float,
+        cotangents: Sequence[Array],
+        direction: Array,
+        number: int,
+    ) -> Slope:
+        """The slope by the outputs a step up and a step down."""
         here = [self.base[output] for output in self.of]
         right, left = _inner(cotangents, up, here) / step, _inner(cotangents, here, down) / step
         size = sum(float(np.linalg.norm(u)) * _norm(y) for u, y in zip(cotangents, here, strict=True))

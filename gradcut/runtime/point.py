@@ -13,7 +13,7 @@ from gradcut.runtime.verdict import Direction, ValueCheck, compare, undecided
 from gradcut.runtime.widen import Array
 
 #: How far float32 may be from a gradient that is right in float64: where rounding takes a few of many kinks across.
-_DRIFT = 2e-2
+DRIFT = 2e-2
 #: How far apart the slopes of a kink may be, relative to the larger, where a kink is wherever the point is moved to.
 _FLAT_KINK = 0.1
 
@@ -52,7 +52,7 @@ class Point:
             return undecided(name, "the backward could not be run")
         if self.differences is None or not self.differences.place:
             return undecided(name, "the model could not be evaluated")
-        gradient, expected = self._gradient(self.results, name), self.differences.base[name].shape
+        gradient, expected = self.gradient(self.results, name), self.differences.base[name].shape
         if gradient.shape != expected:
             wrong = undecided(name, "")
             return replace(wrong, decided=True, note=f"the gradient's shape is {gradient.shape}, not {expected}")
@@ -68,14 +68,16 @@ class Point:
         slope = direction.slope
         if slope.kind in ("jump", "coarse"):
             return self._coarsely(name)
-        if slope.kind == "kink" and slope.jump <= _FLAT_KINK * max(abs(slope.left), abs(slope.right)):
+        flat = slope.jump <= _FLAT_KINK * max(abs(slope.left), abs(slope.right))
+        near = abs(direction.analytic - slope.central) <= slope.jump + direction.tolerance
+        if slope.kind == "kink" and flat and near:
             return direction.value(name, ok=True, note=f"{rough_note(direction)}, and wherever the inputs are moved")
         why = f"{rough_note(direction)}, and wherever the inputs are moved"
         return direction.value(name, ok=False, decided=False, note=f"undecided: {why}")
 
     def _coarsely(self, name: str) -> ValueCheck:
         assert self.differences is not None and self.results is not None
-        gradient = self._gradient(self.results, name)
+        gradient = self.gradient(self.results, name)
         slopes = [self.differences.wide_slope(name, i, self.cotangents) for i in range(self.directions)]
         found = [
             compare(replace(slope, kind="smooth"), gradient, self.cotangents, exact=self.results.exact, fine=False)
@@ -97,7 +99,7 @@ class Point:
         finer = differences.finer(name, slope, self.cotangents)
         return compare(finer, gradient, self.cotangents, exact=exact, fine=differences.fine)
 
-    def _gradient(self, results: Results, name: str) -> Array:
+    def gradient(self, results: Results, name: str) -> Array:
         return results.gradients[list(self.wanted).index(name)]
 
     # --- what float32 rounds across kinks -------------------------------------------------------------------------
@@ -105,26 +107,32 @@ class Point:
     def _second_look(self, name: str, worst: Direction) -> ValueCheck | None:
         """The verdict of float64 on what failed in float32, where both are near each other."""
         assert self.results is not None and self.differences is not None
-        mine = self._gradient(self.results, name)
+        mine = self.gradient(self.results, name)
         if worst.rough or self.results.draws or mine.dtype != np.float32 or not self.differences.fine:
             return None
-        exact = self._exactly()
+        exact = self.exactly()
         if exact is None:
             return None
-        right = self._gradient(exact, name)
-        drift = float(np.linalg.norm(mine - right)) / max(float(np.linalg.norm(right)), 1e-30)
+        right = self.gradient(exact, name)
+        drift = distance(mine, right)
         found = self._directions(name, right, exact=True)
-        if not drift <= _DRIFT or not all(d.close and not d.rough for d in found):
+        if not drift <= DRIFT or not all(d.close and not d.rough for d in found):
             return None
         best = max(found, key=lambda d: d.error)
         return best.value(
             name, ok=True, note=f"judged in float64; float32 is {drift:.1%} off, by kinks it rounds across"
         )
 
-    def _exactly(self) -> Results | None:
+    def exactly(self) -> Results | None:
+        """What the backward gives in float64."""
         if self._exact is None:
             self._exact = self.emitted.exactly()(self.feeds, self.cotangents)
         return self._exact
+
+
+def distance(mine: Array, right: Array) -> float:
+    """How far a gradient is from the right one, relative to that."""
+    return float(np.linalg.norm(mine - right)) / max(float(np.linalg.norm(right)), 1e-30)
 
 
 def rough_note(direction: Direction) -> str:

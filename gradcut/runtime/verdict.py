@@ -55,7 +55,12 @@ def undecided(name: str, why: str) -> ValueCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found; ``str`` of it is a table for a person."""
+    """What a check found; ``str`` of it is a table for a person.
+
+    Attributes:
+        unseen: the values that there was no time to look at by themselves.
+        together: the verdict on all of those at once; None where there is none, or none could be had.
+    """
 
     values: tuple[ValueCheck, ...]
     of: tuple[str, ...]
@@ -65,16 +70,21 @@ class CheckReport:
     backward: str
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    together: ValueCheck | None = None
 
     @property
     def ok(self) -> bool:
         """Whether every gradient that there was time for was compared, and agrees."""
-        return all(value.ok for value in self.values)
+        return all(value.ok for value in self._verdicts)
+
+    @property
+    def _verdicts(self) -> tuple[ValueCheck, ...]:
+        return self.values if self.together is None else (*self.values, self.together)
 
     @property
     def failed(self) -> tuple[ValueCheck, ...]:
         """The gradients that are wrong."""
-        return tuple(value for value in self.values if value.decided and not value.ok)
+        return tuple(value for value in self._verdicts if value.decided and not value.ok)
 
     @property
     def undecided(self) -> tuple[ValueCheck, ...]:
@@ -84,14 +94,24 @@ class CheckReport:
     @property
     def summary(self) -> str:
         """In one line how many gradients are not ok; empty where all are."""
+        if self.together is not None and not self.together.ok:
+            return (
+                "of the gradients that were looked at together one or more are wrong; name some of them by --wrt (wrt=)"
+            )
         counts = [(self.failed, "wrong"), (self.undecided, "undecided")]
         return " and ".join(f"{len(them)} of {len(self.values)} gradients are {what}" for them, what in counts if them)
 
     def __str__(self) -> str:
         head = f"gradients of {', '.join(self.of)}; seed {self.seed}, {self.directions} directions"
         places = f"differences: {self.forward or 'nowhere'}; backward: {self.backward}"
-        notes = [*self.notes, f"no time was left for {', '.join(self.unseen)}"] if self.unseen else self.notes
-        return "\n".join([head, places, *(f"note: {note}" for note in notes), *map(str, self.values)])
+        notes = (
+            [*self.notes, f"no time was left for {', '.join(self.unseen)}{self._how}"] if self.unseen else self.notes
+        )
+        return "\n".join([head, places, *(f"note: {note}" for note in notes), *map(str, self._verdicts)])
+
+    @property
+    def _how(self) -> str:
+        return " but together" if self.together is not None else ""
 
 
 def require(report: CheckReport) -> CheckReport:

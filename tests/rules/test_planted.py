@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -101,6 +102,10 @@ def without_mean(op: Adjoint) -> Cotangents:
     yield "B", op.b.sum_to(op.dY, op["B"])
 
 
+def twice_the_quotient(op: Adjoint) -> Cotangents:
+    yield "A", op.dY / op["B"] * 2.0
+
+
 PLANTED = [
     ("Sub", "Sub-same", {"vjp": wrong_sign}),
     ("Sqrt", "Sqrt-matrix", {"vjp": missing_factor}),
@@ -155,6 +160,38 @@ def test_transposed_result_of_the_right_shape_is_caught(op: str, rule: Any) -> N
     require(check_gradients(proto, wrt=wrt))
     with planted(op, vjp=rule), pytest.raises(GradientCheckError):
         require(check_gradients(proto, wrt=wrt))
+
+
+CHAIN = """<ir_version: 10, opset_import: ["" : 21]> g (float[2,3] x, float[3,3] u, float[3,3] v, float[3,3] w)
+    => (float[2,3] y) { a = MatMul(x, w)  b = Tanh(a)  c = MatMul(b, v)  d = Sigmoid(c)  y = MatMul(d, u) }"""
+
+
+@pytest.mark.parametrize("wrong", ["Tanh", "Sigmoid"])
+def test_one_per_cent_is_caught_among_values_that_are_judged_together(wrong: str) -> None:
+    (right,) = [rule for rule in REGISTRY if rule.op_type == wrong and rule.domain == ""]
+
+    def off(op: Adjoint) -> Cotangents:
+        assert right.vjp is not None
+        yield from ((name, found * 1.01) for name, found in right.vjp(op))
+
+    proto = ir.to_proto(ir.from_onnx_text(CHAIN))
+    check = lambda: check_gradients(proto, wrt=["u", "w", "v", "x"], seconds=0.0)
+    assert require(check()).unseen == ("w", "v", "x")
+    with planted(wrong, vjp=off):
+        found = check()
+    assert found.values[0].ok and found.together is not None and found.failed == (found.together,) and not found.ok
+    assert found.summary.startswith("of the gradients that were looked at together one or more are wrong")
+
+
+def test_a_wrong_rule_is_caught_at_a_kink_that_is_wherever_the_inputs_are() -> None:
+    model = """<ir_version: 10, opset_import: ["" : 21, "gradcut" : 1]> g (float[4] x, float[4] w) => (float[4] y)
+        <float small = {0.02}> { m = gradcut.StopGradient(x)  d = Sub(x, m)  k = Abs(d)  s = Mul(k, small)
+        t = Div(x, w)  y = Add(t, s) }"""
+    proto = ir.to_proto(ir.from_onnx_text(model))
+    check = lambda: check_gradients(proto, {"x": np.float32([1, 2, 3, 4]), "w": np.full(4, 0.5, np.float32)}, ["x"])
+    require(check())
+    with planted("Div", vjp=twice_the_quotient), pytest.raises(GradientCheckError):
+        require(check())
 
 
 def test_lost_contribution_of_a_second_use_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,11 +202,12 @@ def test_the_largest_of_a_sequence_in_float64() -> None:
 
 
 def test_a_budget_that_is_spent_leaves_values_unseen() -> None:
-    """One is looked at in any case; what is left is named, and is neither right nor wrong."""
+    """One is looked at in any case; what is left is named, and judged together."""
     proto = model("y = Tanh(x)", "float[2,3] x, float[2,3] w, float[2,3] v", "float[2,3] y")
     report = require(check_gradients(proto, seconds=0.0))
     assert [value.name for value in report.values] == ["x"] and report.unseen == ("w", "v")
-    assert "note: no time was left for w, v" in str(report).splitlines()
+    assert "note: no time was left for w, v but together" in str(report).splitlines()
+    assert report.together is not None and report.together.name == "2 others together"
     assert check_gradients(proto, seconds=600.0).unseen == check_gradients(proto).unseen == ()
 
 

@@ -121,7 +121,8 @@ OPS: list[type[OpRun]] = [Erf, Flatten, Gelu, GatherElements, GlobalMaxPool, Con
 
 
 def erf(x: Array) -> Array:
-    return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
+    numbers = np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size)
+    return numbers.astype(x.dtype).reshape(x.shape)
 
 
 def _windows(
