@@ -6,7 +6,7 @@ import string
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Dim
+from gradcut.ops import Builder, Dim, same_dim
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
@@ -38,7 +38,24 @@ def einsum(op: Adjoint) -> Cotangents:
         product.shape = _shape(operands, read)
         if read != mine:
             product = _repeated(b, product, operand, [letter not in read for letter in mine])
+        others = [(term, op[at]) for at, term in enumerate(terms) if at != index]
+        wide = [
+            letter not in result and _may_be_wider(operand, axis, letter, others) for axis, letter in enumerate(mine)
+        ]
+        if any(wide):
+            sizes = b.dims(*(b.dim(operand, axis) if one else 1 for axis, one in enumerate(wide)))
+            product = b.op("Expand", product, sizes, dtype=product.dtype)
         yield index, b.sum_to(product, operand)
+
+
+def _may_be_wider(operand: ir.Value, axis: int, letter: str, others: list[tuple[str, ir.Value]]) -> bool:
+    """Whether an index that is summed over may be of size 1 in other operands alone: ONNX Runtime repeats those."""
+    shapes = [(term, value.shape) for term, value in others if letter in term]
+    if not shapes or operand.shape is None:
+        return bool(shapes)
+    return operand.shape[axis] != 1 and not any(
+        shape and same_dim(operand.shape[axis], shape[term.index(letter)]) for term, shape in shapes
+    )
 
 
 def _repeated(b: Builder, product: ir.Value, operand: ir.Value, missing: list[bool]) -> ir.Value:

@@ -23,12 +23,53 @@ def infer(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is not None:
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-    _infer_again(model)
+    doubtful = _infer_outputs(model)
     for _ in range(len(model.graph)):
         if not right_window_sizes(model):
             break
         _infer_again(model)
     infer_bodies(model, _infer_again)
+    for value, shape in doubtful.items():
+        value.shape = shape
+
+
+def _infer_outputs(model: ir.Model) -> dict[ir.Value, ir.Shape]:
+    """Infer without the outputs' shapes that the file says: torch's older exporter writes wrong ones at times, which
+    ONNX Runtime forgives of outputs, but not of the cotangents that are as large.
+
+    Returns:
+        Outputs of which the file and inference say different things, with what is left.
+    """
+    said = {value: value.shape for value in model.graph.outputs if value.producer() and value.shape is not None}
+    for value in said:
+        value.shape = None
+    _infer_again(model)
+    doubtful = dict[ir.Value, ir.Shape]()
+    for value, shape in said.items():
+        told, value.shape = value.shape, _agreed(shape, value.shape)
+        if told is not None and _contradict(shape, told):
+            doubtful[value] = value.shape
+    return doubtful
+
+
+def _contradict(said: ir.Shape, told: ir.Shape) -> bool:
+    numbers = ((a, b) for a, b in zip(said, told, strict=False) if isinstance(a, int) and isinstance(b, int))
+    return len(said) != len(told) or any(a != b for a, b in numbers)
+
+
+def _agreed(said: ir.Shape, told: ir.Shape | None) -> ir.Shape:
+    """What a file says and inference tells; where they differ, the rank is inference's, and a dimension is open."""
+    if told is None:
+        return said
+    if len(told) != len(said):
+        return told
+    return ir.Shape([_agreed_dim(a, b) for a, b in zip(said, told, strict=True)])
+
+
+def _agreed_dim(said: Dim, told: Dim) -> Dim | None:
+    if isinstance(said, int) and isinstance(told, int):
+        return said if said == told else None
+    return told if isinstance(told, int) or _is_unknown(said) else said
 
 
 def _infer_again(model: ir.Model) -> None:

@@ -290,3 +290,14 @@ def test_a_range_of_vectors_of_one_element_runs_where_their_shapes_are_known() -
     np.testing.assert_array_equal(y, [0, 4, 12])
     np.testing.assert_array_equal(dx, [0, 2, 4])
     assert ds == 0 * 1 + 1 * 2 + 2 * 3
+
+
+@pytest.mark.parametrize("said", ["[1]", "[7, 3]", "[N, M, K]", "[2, 3]"])
+def test_a_wrong_shape_of_an_output_is_not_believed(said: str) -> None:
+    """ONNX Runtime runs such files, with a warning; the cotangent has the shape of what comes out."""
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        lying (float[2, 3] x) => (float{said} y) {{ y = Tanh(x) }}""")
+    x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    derived = gradcut.vjp(model, ["x"], ["y"])
+    _, dx = session(derived).run(None, {"x": x, "y_grad": np.ones_like(x)})
+    np.testing.assert_allclose(dx, 1 - np.tanh(x) ** 2, rtol=1e-5)

@@ -85,6 +85,8 @@ def _einsum() -> Iterator[Sample]:
     yield one("diagonals", "bii,ij->bj", (2, 3, 3), (3, 2))
     yield one("trace", "bii->b", (2, 3, 3))
     yield one("thrice", "iii->i", (3, 3, 3))
+    yield one("summed_narrow", "ij,jk->ik", (2, 1), (4, 3))
+    yield one("summed_narrow_all", "ij,ij->", (1, 5), (3, 1))
 
 
 def _resize() -> Iterator[Sample]:
