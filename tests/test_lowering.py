@@ -16,7 +16,6 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper
-from torch.nn import functional as F
 
 import gradcut
 from gradcut.dialect import DIALECT
@@ -388,38 +387,6 @@ def test_a_dilated_max_pool_is_not_unpooled() -> None:
     _, dx = session(derived).run(None, {"x": x, "y_grad": np.ones((1, 1, 2, 2), np.float32)})
     assert given.grad is not None
     np.testing.assert_array_equal(dx, given.grad.numpy())
-
-
-DOUBLES = {
-    "Elu": (F.elu, {}),
-    "HardSigmoid": (F.hardsigmoid, {"alpha": float(np.float32(1 / 6))}),
-    "HardSwish": (F.hardswish, {}),
-    "LeakyRelu": (lambda x: F.leaky_relu(x, 0.25), {"alpha": 0.25}),
-    "Mish": (F.mish, {}),
-    "Selu": (F.selu, {}),
-    "Softplus": (F.softplus, {}),
-    "Softsign": (F.softsign, {}),
-    "ThresholdedRelu": (lambda x: F.threshold(x, 0.5, 0.0), {"alpha": 0.5}),
-}
-
-
-@pytest.mark.parametrize("opset", [18, 26])
-@pytest.mark.parametrize("op", DOUBLES)
-def test_activations_of_float64(op: str, opset: int) -> None:
-    """The runtime has no kernels for them, and takes ONNX's definitions of them at opset 18 alone."""
-    function, attributes = DOUBLES[op]
-    node = helper.make_node(op, ["x"], ["y"], name="y", **attributes)
-    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, [7]) for name in "xy"]
-    graph = helper.make_graph([node], "one", ports[:1], ports[1:])
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
-    x = np.array([-700.0, -4.0, -0.7, 0.3, 0.9, 5.0, 700.0])
-    tensor = torch.tensor(x, requires_grad=True)
-    expected = function(tensor)
-    expected.sum().backward()
-    assert tensor.grad is not None
-    y, dX = session(gradcut.vjp(model, ["x"], ["y"])).run(None, {"x": x, "y_grad": np.ones(7)})
-    np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-6, atol=1e-300)
-    np.testing.assert_allclose(dX, tensor.grad.numpy(), rtol=1e-6, atol=1e-300)
 
 
 def test_a_prelu_of_float64_is_a_parameter_still() -> None:
