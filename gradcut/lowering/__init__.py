@@ -4,7 +4,18 @@ A lowering says for which calls it is good and what it costs; the reference lowe
 A rewriting does the same for a forward op whose kernel in the runtime is slow for some shapes.
 """
 
-from gradcut.lowering import broadcast, conv_input, conv_weight, depthwise, doubles, elementwise, forward, index, pool
+from gradcut.lowering import (
+    broadcast,
+    conv_input,
+    conv_weight,
+    depthwise,
+    doubles,
+    elementwise,
+    forward,
+    half,
+    index,
+    pool,
+)
 from gradcut.lowering.registry import (
     LOWERINGS,
     REWRITINGS,
@@ -31,6 +42,7 @@ __all__ = [
     "doubles",
     "elementwise",
     "forward",
+    "half",
     "index",
     "lowering",
     "pool",
