@@ -444,6 +444,20 @@ def test_opt_prints_text_or_writes_it(small: Path, tmp_path: Path) -> None:
     assert wrong.code == 2 and wrong.err == "error: a pass is expected here\n  import,,\n         ^\n"
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".onnxtxt", ".textproto"])
+def test_opt_writes_weights_that_lay_beside_the_model(suffix: str, tmp_path: Path) -> None:
+    """Elsewhere the file would not find them."""
+    proto = onnx.load(DIGITS)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    target = tmp_path / "elsewhere" / f"o{suffix}"
+    target.parent.mkdir()
+    good("opt", tmp_path / "m.onnx", "-p", "import", "-o", target)
+    held = gradcut.load(target).graph.initializers["head.weight"].const_value
+    given = gradcut.load(DIGITS).graph.initializers["head.weight"].const_value
+    assert held is not None and given is not None
+    np.testing.assert_array_equal(held.numpy(), given.numpy())
+
+
 def test_the_help_of_compile_lists_every_loss_and_optimizer() -> None:
     listed = re.findall(r"\w+", good("compile", "--help").out)
     assert {*LOSSES, *OPTIMIZERS} <= {*listed}
@@ -465,6 +479,10 @@ def test_check_compares_with_finite_differences(small: Path, tmp_path: Path) -> 
     np.savez(tmp_path / "wide.npz", x=np.ones((9, 4), np.float32))
     assert refused("check", small, "--data", tmp_path / "wide.npz") == (
         f"{tmp_path / 'wide.npz'}: feed 'x' has shape [4, 4]; the graph takes [N, 3]"
+    )
+    np.savez(tmp_path / "nan.npz", x=np.full((9, 3), np.nan, np.float32))
+    assert refused("check", small, "--data", tmp_path / "nan.npz") == (
+        f"{tmp_path / 'nan.npz'}: feed 'x' holds nan in its first 4 rows, and nan has no slope"
     )
     assert "--rows" in refused("check", small, "--data", tmp_path / "f.npz", "--rows", "0")
     assert "--seed" in refused("check", small, "--seed", "-1")

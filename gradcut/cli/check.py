@@ -56,6 +56,8 @@ def _late(report: CheckReport, seconds: float) -> str:
 
 def _rows(path: Path, count: int, model: ir.Model) -> dict[str, np.ndarray]:
     """The first rows of a data file, checked against the graph's inputs."""
+    import numpy as np
+
     from gradcut.errors import FeedError
     from gradcut.graphs import signature
     from gradcut.runtime.data import check_keys, load_npz
@@ -66,9 +68,13 @@ def _rows(path: Path, count: int, model: ir.Model) -> dict[str, np.ndarray]:
     names = [one["name"] for one in ports]
     check_keys(arrays, names)
     try:
-        return FeedCheck(ports, None)({name: arrays[name][:count] for name in names})
+        feeds = FeedCheck(ports, None)({name: arrays[name][:count] for name in names})
     except FeedError as error:
         raise FeedError(f"{path}: {error}") from None
+    for name, feed in feeds.items():
+        if feed.dtype.kind == "f" and np.isnan(feed).any():
+            raise FeedError(f"{path}: feed {name!r} holds nan in its first {count} rows, and nan has no slope")
+    return feeds
 
 
 def _matched(patterns: list[str], known: list[str]) -> list[str]:

@@ -52,8 +52,8 @@ def command(
     result = parsed.run(own(model), verify_each=verify_each, watch=watch.watch)
     watch.report()
     require_one_message(result, "what opt writes")
+    take_in(result)  # what is written may lie, and what is printed be read, where the weights do not
     if binary and output is not None:
-        take_in(result)
         atomic_write(output, lambda path: ir.save(result, path, format="protobuf"))
     elif output is not None:
         atomic_write_bytes(output, as_text(result, output.suffix))

@@ -80,7 +80,7 @@ def check_gradients(
     spell_out(work)
     given = random_feeds(work, seed, sizes) if feeds is None else feeds
     arrays = {name: array if isinstance(array, list) else np.asarray(array) for name, array in given.items()}
-    asked = list(of if of is not None else (v.name or "" for v in work.graph.outputs if is_float(v)))
+    asked = list(of if of is not None else _float_outputs(work))
     wanted = list(wrt if wrt is not None else _every_value(work))
     emitted = Backward(vjp(model, wanted, asked, stop_at, quantized=quantized), len(asked), backward)
     base = differences.base if differences is not None else _forward(work, arrays, asked, made_up=feeds is None)
@@ -198,9 +198,22 @@ def _with_weights(
     return copy
 
 
+def _float_outputs(model: ir.Model) -> list[str]:
+    found = dict.fromkeys(value.name or "" for value in model.graph.outputs if is_float(value))
+    if not found:
+        outputs = ", ".join(
+            f"{v.name!r} ({v.dtype.name if v.dtype else 'of no known type'})" for v in model.graph.outputs
+        )
+        raise SpecError(f"the model has no float output to take gradients of: {outputs}")
+    return list(found)
+
+
 def _every_value(model: ir.Model) -> list[str]:
     inputs = [value.name or "" for value in model.graph.inputs if is_float(value)]
-    return [*parameters(model.graph, REGISTRY), *inputs]
+    found = [*parameters(model.graph, REGISTRY), *inputs]
+    if not found:
+        raise SpecError("the model has no parameter and no float input; name values to check with --wrt (wrt=)")
+    return found
 
 
 def _cotangent(seed: int, name: str, like: Array, dtype: np.dtype[np.generic]) -> Array:

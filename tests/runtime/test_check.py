@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 import gradcut
-from gradcut.errors import FeedError, GradientCheckError, NoGradientError
+from gradcut.errors import FeedError, GradientCheckError, NoGradientError, SpecError
 from gradcut.runtime import differences
 from gradcut.runtime.budget import spread
 from gradcut.runtime.check import CheckReport, ValueCheck, check_gradients, require
@@ -59,6 +59,13 @@ def test_weights_that_lie_beside_the_model_are_read_from_there(tmp_path: Path) -
     inside, path = check_gradients(proto), tmp_path / "model.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
     assert require(check_gradients(path)).values == require(inside).values
+
+
+def test_a_model_without_floats_on_either_side_is_refused_in_words() -> None:
+    with pytest.raises(SpecError, match=r"no float output to take gradients of: 'y' \(INT64\)"):
+        check_gradients(model("y = Cast<to = 7>(x)", outputs="int64[2,3] y"))
+    with pytest.raises(SpecError, match="no parameter and no float input; name values"):
+        check_gradients(model("y = Cast<to = 1>(x)", inputs="int64[2,3] x"))
 
 
 def test_inner_values_and_outputs_can_be_asked_for() -> None:
