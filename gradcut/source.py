@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError
+from gradcut.sparse import densified
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 #: Files of text, by their suffix: the format that onnx calls it.
@@ -160,6 +161,7 @@ def _deserialized(proto: onnx.ModelProto, wrong: str) -> ir.Model:
         twice = next((name for name, count in Counter(value.name for value in values).items() if count > 1), None)
         if twice is not None:
             raise NotOnnxError(f"two {what} are called {twice!r}; which one is meant is unclear, rename one of them")
+    proto = densified(proto)
     try:
         return ir.from_proto(proto)
     except Exception as error:

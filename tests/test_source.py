@@ -12,7 +12,7 @@ import pytest
 
 import gradcut
 from gradcut.errors import ExternalDataError, ImportModelError, NotOnnxError, SpecError, UnsupportedModelError
-from tests.written import parse
+from tests.written import parse, session
 
 TEXT = "g (float[2] x) => (float[2] y) <float[2] w = {2, 5}> { y = Mul (x, w) }"
 
@@ -34,6 +34,42 @@ def test_text(tmp_path: Path) -> None:
     path = tmp_path / "m.onnxtxt"
     path.write_text(onnx.printer.to_text(parse(TEXT)))
     assert [node.op_type for node in gradcut.load(path).graph] == ["Mul"]
+
+
+def sparse(indices: np.ndarray, how: str) -> onnx.ModelProto:
+    """y = x w, where w has the numbers 2, 3, 5 at some places."""
+    values = onnx.numpy_helper.from_array(np.float32([2, 3, 5]), "w")
+    tensor = onnx.helper.make_sparse_tensor(values, onnx.numpy_helper.from_array(indices, "at"), [3, 4])
+    model = parse("g (float[2, 3] x) => (float[2, 4] y) { y = MatMul (x, w) }")
+    if how == "Constant":
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], sparse_value=tensor))
+    else:
+        model.graph.sparse_initializer.append(tensor)
+    return model
+
+
+PLACES = {"flat": np.int64([0, 5, 11]), "by axis": np.int64([[0, 0], [1, 1], [2, 3]])}
+
+
+@pytest.mark.parametrize("how", ["initializer", "Constant"])
+@pytest.mark.parametrize("places", PLACES)
+def test_sparse_weights_are_made_dense(places: str, how: str, tmp_path: Path) -> None:
+    model = sparse(PLACES[places], how)
+    before = model.SerializeToString()
+    onnx.save(model, tmp_path / "m.onnx")
+    x, dY = np.float32([[1, 2, 3], [4, 5, 6]]), np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
+    weight = np.float32([[2, 0, 0, 0], [0, 3, 0, 0], [0, 0, 0, 5]])
+    for given in (model, tmp_path / "m.onnx"):
+        y, dX, dW = session(gradcut.vjp(given, ["x", "w"], ["y"])).run(None, {"x": x, "y_grad": dY})
+        np.testing.assert_array_equal(y, x @ weight)
+        np.testing.assert_array_equal(dX, dY @ weight.T)
+        np.testing.assert_array_equal(dW, x.T @ dY)
+    assert model.SerializeToString() == before
+
+
+def test_sparse_weights_that_contradict_themselves() -> None:
+    with pytest.raises(NotOnnxError, match=r"sparse tensor 'w' of shape \[3, 4\]: index 12 is out of bounds"):
+        gradcut.load(sparse(np.int64([0, 5, 12]), "initializer"))
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["m.onnx"]])
