@@ -80,11 +80,12 @@ def layer_normalization(op: Adjoint) -> Cotangents:
 def _layer_statistics(op: Adjoint, axis: int) -> tuple[ir.Value, ir.Value]:
     """Mean and InvStdDev, [D0, ..., 1, ...], in the type they are kept in: at least float32.
 
-    They are outputs of the forward node; those are float32 for a float64 X too, so there they are taken again.
+    They are outputs of the forward node. Those are float32 for a float64 X too, and ONNX Runtime gives none of another
+    `stash_type`, so there they are taken again.
     """
     b, X = op.b, op["X"]
-    if X.dtype == ir.DataType.DOUBLE:
-        axes = b.ints(range(axis, op.rank("X")))
+    if X.dtype == ir.DataType.DOUBLE or op.attr("stash_type", ir.DataType.FLOAT) != ir.DataType.FLOAT:
+        X, axes = op.wide(X), b.ints(range(axis, op.rank("X")))
         mean = b.ReduceMean(X, axes, keepdims=1)
         return mean, _inverse_deviation(op, X - mean, axes)
     shape = ir.Shape([1 if i >= axis else dim for i, dim in enumerate(X.shape or ())])

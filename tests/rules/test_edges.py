@@ -9,13 +9,14 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional as F
 
 import gradcut
 from gradcut.runtime.widen import runtime
-from tests.rules.sample import Array, Sample, build, ints, sample
+from tests.rules.sample import Array, Sample, build, ints, normal, positive, sample
 
 Torch = Callable[..., torch.Tensor]
 _INF, _NAN = float("inf"), float("nan")
@@ -103,7 +104,17 @@ def bounds() -> Iterator[tuple[Sample, Torch]]:
         yield sample("Clip", f"{low}_{high}", below_none, np.float32(low), np.float32(high)), torch.clamp
 
 
-TABLE = [*unary(), *binary(), *rows(), *bounds()]
+def norms() -> Iterator[tuple[Sample, Torch]]:
+    """Types of the statistics of which ONNX Runtime gives none."""
+    for kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16):
+        operands = normal(2, 3, 4), positive(3, 4), normal(3, 4)
+        yield (
+            sample("LayerNormalization", f"stash_{kind}", *operands, axis=1, stash_type=kind),
+            lambda x, scale, b: F.layer_norm(x, (3, 4), scale, b),
+        )
+
+
+TABLE = [*unary(), *binary(), *rows(), *bounds(), *norms()]
 
 
 @pytest.mark.parametrize(("sample", "function"), TABLE, ids=[str(row[0]) for row in TABLE])
