@@ -10,6 +10,9 @@ from gradcut.ops import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
+#: From more elements on products of all but one are taken by doubling.
+_MANY = 64
+
 
 @rule("ReduceSum", "data")
 def reduce_sum(op: Adjoint) -> Cotangents:
@@ -76,7 +79,8 @@ def reduce_log_sum(op: Adjoint) -> Cotangents:
 def reduce_prod(op: Adjoint) -> Cotangents:
     """dX = dY times the product of the other elements, taken as such, so that zeros are right at every order.
 
-    The reduced axes are moved to the end and made one of n elements; the products of n - 1 cost n^2.
+    The reduced axes are moved to the end and made one of n elements; the products of n - 1 cost n^2, or n log n where
+    many are known to be there.
     """
     axes = _axes(op)
     if axes is None:
@@ -91,8 +95,14 @@ def _other_products(op: Adjoint, axes: list[int], rank: int) -> ir.Value:
     last = [*(axis for axis in range(rank) if axis not in axes), *axes]
     moved = b.Transpose(data, perm=last)
     n, rows = (_elements(op, some) for some in (axes, last[: rank - len(axes)]))
-    flat = b.Reshape(moved, b.Concat(rows, b.ints([1]), n, axis=0), allowzero=1)
-    slope = b.Reshape(_products_of_others(op, flat, n), b.Shape(moved), allowzero=1)
+    sizes = static_dims(ir.Shape([(data.shape or ())[axis] for axis in axes]))
+    if sizes is not None and math.prod(sizes) > _MANY:
+        lines = b.Reshape(moved, b.Concat(rows, n, b.ints([1]), axis=0), allowzero=1)
+        products = _products_around(op, lines, math.prod(sizes))
+    else:
+        lines = b.Reshape(moved, b.Concat(rows, b.ints([1]), n, axis=0), allowzero=1)
+        products = _products_of_others(op, lines, n)
+    slope = b.Reshape(products, b.Shape(moved), allowzero=1)
     return b.op("Transpose", slope, perm=[last.index(axis) for axis in range(rank)], shape=data.shape)
 
 
@@ -175,6 +185,17 @@ def _known_length(op: Adjoint) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def _products_around(op: Adjoint, lines: ir.Value, n: int) -> ir.Value:
+    """Of [rows, n, 1], for each element: the products of those before it times those behind it, by doubling."""
+    before, behind = _from_previous(op, lines, 1, 1.0), _from_next(op, lines, 1, 1.0)
+    step = 1
+    while step < n - 1:
+        before = before * _from_previous(op, before, step, 1.0)
+        behind = behind * _from_next(op, behind, step, 1.0)
+        step *= 2
+    return op.b.Mul(before, behind)
+
+
 def _flipped(op: Adjoint, x: ir.Value) -> ir.Value:
     b = op.b
     return b.Slice(x, b.ints([-1]), b.ints([-(2**62)]), b.ints([1]), b.ints([-1]))
@@ -185,6 +206,13 @@ def _from_next(op: Adjoint, x: ir.Value, step: int, fill: float) -> ir.Value:
     b = op.b
     moved = b.Pad(x, b.ints([0, step]), b.scalar_like(fill, x), b.ints([1]))
     return b.Slice(moved, b.ints([step]), b.ints([2**62]), b.ints([1]))
+
+
+def _from_previous(op: Adjoint, x: ir.Value, step: int, fill: float) -> ir.Value:
+    """[A, n, B] moved down by `step` along n, with `fill` before."""
+    b = op.b
+    moved = b.Pad(x, b.ints([step, 0]), b.scalar_like(fill, x), b.ints([1]))
+    return b.Slice(moved, b.ints([0]), b.ints([-step]), b.ints([1]))
 
 
 def _doubled(op: Adjoint, X: ir.Value, G: ir.Value, n: int) -> ir.Value:

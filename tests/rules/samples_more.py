@@ -145,6 +145,9 @@ def _arithmetic() -> Iterator[Sample]:
     yield sample("ReduceProd", "empty", normal(2, 0, 3), ints(1))
     yield sample("ReduceProd", "empty_others", normal(2, 0, 3), ints(2))
     yield sample("ReduceProd", "zeros", zeros, ints(1))
+    many = positive(2, 5, 14, low=0.8, high=1.25)
+    many[0, :2, 3] = many[1, 2, 0] = 0.0  # of 70 elements none, one and two
+    yield sample("ReduceProd", "many", many, ints(1, 2))
     yield sample("ReduceProd", "not_at_all", normal(2, 3), noop_with_empty_axes=1)
     for keep in (0, 1):
         yield sample("ReduceLogSum", f"last_{keep}", positive(2, 3), ints(-1), keepdims=keep)
