@@ -15,9 +15,13 @@ def col2im(op: Adjoint) -> Cotangents:
     """Each element of a column reads the cotangent at the place it was added to: im2col of dY.
 
     input [N, C * K, L]: along each spatial axis dY is gathered as [k, l], then the k are brought before the l.
+
+    Not covered: dilations of other than two axes, where ONNX Runtime adds columns up at other places than ONNX says.
     """
     b, columns, dY = op.b, op["input"], op.dY
     count = _spatial_count(op)
+    if count != 2 and _is_dilated(op):
+        op.refuse("dilations of other than two axes, of which ONNX Runtime makes another image than ONNX says")
     pads = op.attr("pads") or [0] * (2 * count)
     read = pad_spatial(b, dY, b.ints(pads[:count]), b.ints(pads[count:]))
     for axis in range(count):
@@ -39,6 +43,12 @@ def _spatial_count(op: Adjoint) -> int:
     if shape is None:
         op.refuse("the rank of its image is known only at run time")
     return len(shape) - 2
+
+
+def _is_dilated(op: Adjoint) -> bool:
+    dilations = op.attr("dilations") or ()
+    block = op.constant("block_shape")
+    return any(dilation > 1 and (block is None or block[axis] > 1) for axis, dilation in enumerate(dilations))
 
 
 def _places(op: Adjoint, axis: int, count: int) -> ir.Value:
