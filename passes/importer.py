@@ -31,12 +31,12 @@ from gradcut.ops import Dim, Names, static_dims
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.importing.bodies import settle_bodies
-from gradcut.passes.importing.branches import take_known_branches
+from gradcut.passes.importing.branches import shapes_behind, take_known_branches
 from gradcut.passes.importing.consistency import check_operators, check_types
 from gradcut.passes.importing.contrib_types import MICROSOFT
 from gradcut.passes.importing.convert import NEWEST, OLDEST, TARGET, convert_to
 from gradcut.passes.importing.functions import inline, take_apart
-from gradcut.passes.importing.inference import infer
+from gradcut.passes.importing.inference import infer, put_back
 from gradcut.passes.importing.kinds import check_kind
 from gradcut.passes.importing.known_sequences import construct_sequences
 from gradcut.passes.importing.layouts import time_first
@@ -228,5 +228,7 @@ def lift_constant(graph: ir.Graph, value: ir.Value) -> ir.Value:
 def _take_branches(model: ir.Model) -> None:
     if any((node.domain, node.op_type) == ("", "If") for node in model.graph.all_nodes()):
         infer(model)
-        while take_known_branches(model):
+        while results := take_known_branches(model):
+            said = shapes_behind(model, results)
             infer(model)
+            put_back(said)

@@ -26,16 +26,31 @@ _MOVING = {"Gather": 1, "Slice": 1, "Squeeze": 1, "Unsqueeze": 1, "Identity": 1,
 _OPEN = -1
 
 
-def take_known_branches(model: ir.Model) -> bool:
-    """Whether there was one. Branches may hold further such Ifs, and what follows may have a shape now: call again."""
+def take_known_branches(model: ir.Model) -> list[ir.Value]:
+    """What such Ifs gave. Branches may hold further ones, and what follows may have a shape now: call again."""
     ifs = [node for node in model.graph.all_nodes() if _is_if(node)]
     found = _Known(model, [node.inputs[0] for node in ifs]) if ifs else {}
     known = [(node, found[node.inputs[0]]) for node in ifs if node.inputs[0] in found]
-    names, taken = Names.of(model), Counter(_value_names(model.graph))
+    names, taken, results = Names.of(model), Counter(_value_names(model.graph)), list[ir.Value]()
     for node, condition in known:
         if _is_there(node) and condition.size == 1:
-            _inline(node, "then_branch" if condition.reshape(()) else "else_branch", names, taken)
-    return bool(known)
+            results += _inline(node, "then_branch" if condition.reshape(()) else "else_branch", names, taken)
+    return results
+
+
+def shapes_behind(model: ir.Model, results: Iterable[ir.Value]) -> dict[ir.Value, ir.Shape]:
+    """The shapes of results and of all that is computed by them, taken away: a file may tell them by the other branch.
+
+    torch's exporter does for scatter_reduce, whose tensors it makes flat in a branch that never runs.
+    """
+    behind = set(results)
+    for node in model.graph:
+        if any(value in behind for value in node.inputs):
+            behind.update(node.outputs)
+    said = {value: value.shape for value in behind if value.shape is not None}
+    for value in said:
+        value.shape = None
+    return said
 
 
 def _is_if(node: ir.Node) -> bool:
@@ -125,7 +140,7 @@ def _is_shape_arithmetic(node: ir.Node) -> bool:
 # --- a branch in the place of its If -----------------------------------------------------------------------------
 
 
-def _inline(node: ir.Node, branch: str, names: Names, taken: Counter[str]) -> None:
+def _inline(node: ir.Node, branch: str, names: Names, taken: Counter[str]) -> list[ir.Value]:
     graph, outer = node.attributes[branch].as_graph(), node.graph
     assert isinstance(outer, ir.Graph)
     nodes, results = list(graph), list(graph.outputs)
@@ -140,6 +155,7 @@ def _inline(node: ir.Node, branch: str, names: Names, taken: Counter[str]) -> No
         _take_place(given, result)
     release(node)
     outer.remove(node)
+    return results
 
 
 def _take_place(given: ir.Value, result: ir.Value) -> None:

@@ -72,6 +72,13 @@ def _agreed_dim(said: Dim, told: Dim) -> Dim | None:
     return told if isinstance(told, int) or _is_unknown(said) else said
 
 
+def put_back(said: dict[ir.Value, ir.Shape]) -> None:
+    """Shapes that a file told, where they are of the same rank as what was inferred anew and say more."""
+    for value, shape in said.items():
+        if value.shape is None or (len(value.shape) == len(shape) and _says_more(shape, value.shape)):
+            value.shape = shape
+
+
 def _infer_again(model: ir.Model) -> None:
     known = {value: value.shape for node in model.graph for value in node.outputs}
     inferred = ir.from_proto(_inferred(model))

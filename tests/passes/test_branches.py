@@ -73,6 +73,23 @@ WEIGHED = """m (float[n,2] x) => (float[n,2] y) {
         else_branch: graph = e () => (b) <float[2,2] w = {5.0, 6.0, 7.0, 8.0}> { b = MatMul (x, w) }
     >
 }"""
+#: As torch's older exporter writes scatter_reduce, with the shapes that it tells: those of the branch that never runs.
+TOLD_BY_THE_OTHER = """m (float[3,5] x) => (float[15] y) {
+    shape = Shape (x)
+    rank = Size (shape)
+    zero = Constant <value_int: int = 0> ()
+    is_scalar = Equal (rank, zero)
+    h = If (is_scalar) <
+        then_branch: graph = t () => (float[15] a) { n = Constant <value_ints: ints = [-1]> ()  a = Reshape (x, n) },
+        else_branch: graph = e () => (float[3,5] b) { b = Identity (x) }
+    >
+    s = Sin (h)
+    i = If (is_scalar) <
+        then_branch: graph = t2 () => (float[15] c) { c = Squeeze (s) },
+        else_branch: graph = e2 () => (float[15] d) { d = Identity (s) }
+    >
+    y = Mul (i, i)
+}"""
 FILES = {"squeezed": SQUEEZED, "nested": NESTED, "in_a_loop": IN_A_LOOP}
 
 
@@ -97,6 +114,14 @@ def test_the_branch_that_runs_takes_the_place(name: str) -> None:
         np.testing.assert_array_equal(found, expected)
     report = check_gradients(given, feeds(name))
     assert report.ok, str(report)
+
+
+def test_shapes_are_those_of_the_branch_that_runs() -> None:
+    model, x = parse(TOLD_BY_THE_OTHER), np.random.default_rng(SEED).standard_normal((3, 5)).astype(np.float32)
+    assert imported(model).graph.outputs[0].shape == ir.Shape([3, 5])
+    y, dx = run(gradcut.vjp(model, ["x"], ["y"]), {"x": x, "y_grad": np.ones_like(x)})
+    np.testing.assert_allclose(y, np.sin(x) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(dx, np.sin(2 * x), rtol=1e-4)
 
 
 def test_one_size_of_a_shape_is_enough_and_other_sizes_are_not() -> None:
