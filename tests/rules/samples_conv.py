@@ -44,7 +44,8 @@ def _conv() -> Iterator[Sample]:
         yield _one("Conv", f"{mode}_known", (1, 2, 6, 7), (2, 2, 3, 2), auto_pad=mode, strides=[2, 2], known="X W")
         yield _one("Conv", f"{mode}_even", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad=mode)
         yield _one("Conv", f"{mode}_sparse", (1, 2, 7, 8), (2, 1, 1, 2), auto_pad=mode, strides=[3, 4], group=2)
-        yield _one("Conv", f"{mode}_skips", (2, 2, 8, 8), (3, 2, 1, 1), True, auto_pad=mode, strides=[4, 5])
+        yield _one("Conv", f"{mode}_skips", (2, 2, 8, 8), (3, 2, 1, 1), True, auto_pad=mode, strides=[4, 5],
+                   dtypes="float16")  # fmt: skip  # onnx's evaluator, the only one in float64, reads other places
     yield _one("Conv", "kernel_shape", (1, 2, 5, 7), (2, 2, 2, 4), True, auto_pad="SAME_UPPER", kernel_shape=[2, 4])
 
 
