@@ -18,8 +18,13 @@ MICROSOFT = "com.microsoft"
 
 @composed("FusedMatMul", "A B", operands="A B", weights="A B", domain=MICROSOFT)
 def fused_matmul(op: Adjoint) -> Sequence[ir.Value | None]:
-    """Y = alpha A' B', A' and B' transposed where asked: the last two axes, or the first behind the batches."""
+    """Y = alpha A' B', A' and B' transposed where asked: the last two axes, or the first behind the batches.
+
+    Not covered: a vector B beside a transposed A, where ONNX Runtime's product is that of another matrix.
+    """
     b = op.b
+    if op.rank("B") == 1 and op.attr("transA", 0) and op.rank("A") > 1:
+        op.refuse("B is a vector and A transposed, and ONNX Runtime multiplies by another matrix there; unfuse it")
     left, right = (_turned(op, name) for name in ("A", "B"))
     product, alpha = b.MatMul(left, right), op.attr("alpha", 1.0)
     return [product if alpha == 1.0 else product * alpha]

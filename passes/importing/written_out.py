@@ -1,5 +1,6 @@
 """Nodes that ONNX Runtime's kernel does not take, in a configuration of the operator's page, become what they are
-made of: an Attention with windows, or whose mask is to be broadcast or lengthened; a Swish from opset 25 on.
+made of: an Attention with windows, or whose mask is to be broadcast or lengthened; a Swish from opset 25 on; see also
+`packed` and `vectors`.
 
 A Range whose operands are vectors of one element, as ONNX's own definition of AffineGrid has it, runs only as long as
 nothing says their shapes, which import does: they become scalars.
@@ -7,9 +8,13 @@ nothing says their shapes, which import does: they become scalars.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from gradcut.ops import Builder, Names
+from gradcut.passes.importing.packed import is_packed, unpack
+from gradcut.passes.importing.vectors import by_column, is_transposed_by_vector
 from gradcut.rules import REGISTRY
 from gradcut.rules.compose import written_out
 
@@ -21,14 +26,14 @@ def write_out(model: ir.Model) -> bool:
     """Replace such nodes; whether there were any. Shapes are to be known as far as they can be."""
     opset = model.opset_imports[""]
     nodes = [node for node in model.graph.all_nodes() if _is_beyond_the_kernel(node, opset)]
-    ranges = [node for node in model.graph.all_nodes() if _is_range_of_vectors(node)]
-    if not nodes and not ranges:
+    others = [(node, change) for node in model.graph.all_nodes() for asks, change in _CHANGES if asks(node)]
+    if not nodes and not others:
         return False
     names = Names.of(model)
     for node in nodes:
         _replace(node, names, opset)
-    for node in ranges:
-        _with_scalars(node, names)
+    for node, change in others:
+        change(node, names)
     return True
 
 
@@ -105,3 +110,11 @@ def _replace(node: ir.Node, names: Names, opset: int) -> None:
         new.name, old.name = old.name, names.fresh(f"{old.name}_before")
     graph.insert_before(node, b.nodes)
     graph.remove(node, safe=True)
+
+
+#: Which nodes are changed otherwise, and how.
+_CHANGES: tuple[tuple[Callable[[ir.Node], bool], Callable[[ir.Node, Names], None]], ...] = (
+    (_is_range_of_vectors, _with_scalars),
+    (is_packed, unpack),
+    (is_transposed_by_vector, by_column),
+)

@@ -19,6 +19,7 @@ def samples() -> Iterator[Sample]:
     yield from _heads()
     yield from _groups()
     yield from _rotary()
+    yield from _bits()
 
 
 def contrib(op: str, name: str, *operands: Array | None, **options: Any) -> Sample:
@@ -102,6 +103,9 @@ def _attention() -> Iterator[Sample]:
     yield contrib(op, "ends_starts", *x(), np.int32([2, 3, 0, 1]), known="input mask_index", **heads)
     wide = normal(2, 3, 5), normal(5, 14), normal(14)
     yield contrib(op, "sizes", *wide, qkv_hidden_sizes=[4, 4, 6], **heads)
+    yield contrib(op, "any_ends", *x(), np.int32([2, 3]), needs_rank=True, **heads)
+    yield contrib(op, "any_ends_starts", *x(), np.int32([2, 3, 0, 1]), needs_rank=True, **heads)
+    yield contrib(op, "lengths", *x(), np.int32([2, 3, 0, 3, 6, 0, 3, 6]), needs_rank=True, **heads)
     past = normal(2, 2, 2, 2, 2)
     yield contrib(op, "past", *x(), None, past, unidirectional=1, outputs=2, **heads)
     yield contrib(op, "bias", *x(), None, None, normal(2, 2, 3, 3), **heads)
@@ -119,6 +123,14 @@ def _heads() -> Iterator[Sample]:
     past = normal(2, 2, 2, 2), normal(2, 2, 2, 2)
     new = normal(2, 3, 4), normal(2, 3, 4), normal(2, 3, 4)
     yield contrib(op, "past", *new, None, None, None, *past, outputs=3, unidirectional=1, **heads)
+    yield contrib(op, "ahead", *x(), normal(14), unidirectional=1, **heads)
+    yield contrib(op, "behind", normal(2, 4, 4), normal(2, 2, 4), normal(2, 2, 4), unidirectional=1, **heads)
+    lengths = np.int32([4, 2, 0, 3, 6, 0, 5, 10])
+    yield contrib(op, "ends", *x(), None, np.int32([4, 2]), needs_rank=True, mask_filter_value=-5.0, **heads)
+    yield contrib(op, "lengths", *x(), None, lengths, needs_rank=True, mask_filter_value=-5.0, **heads)
+    across = normal(2, 3, 4), normal(2, 2, 5, 2), normal(2, 2, 5, 2)
+    yield contrib(op, "laid_out", *across, normal(12), known="query key value", **heads)
+    yield contrib(op, "shown", *x(), normal(14), None, normal(2, 2, 3, 5), outputs=4, **heads)
 
 
 def _groups() -> Iterator[Sample]:
@@ -138,6 +150,50 @@ def _groups() -> Iterator[Sample]:
     yield contrib(op, "packed", normal(2, 3, 64), None, None, None, None, *ends, **own)
     yield contrib(op, "padded", *x(), np.int32([2, 1]), np.int32(3), **own)
     yield contrib(op, "both_ways", *x(), np.int32([2, 1]), np.int32(3), causal=0, **own)
+
+    yield from _cached_groups()
+
+
+def _cached_groups() -> Iterator[Sample]:
+    op, own = "GroupQueryAttention", {"num_heads": 4, "kv_num_heads": 2, "outputs": 3}
+    caches = np.cos(normal(9, 8)), np.sin(normal(9, 8))
+    new = lambda count: (normal(2, count, 64), normal(2, count, 32), normal(2, count, 32))
+    past = lambda count: (normal(2, 2, count, 16), normal(2, 2, count, 16))
+    rotary = {"do_rotary": 1, **own}
+    yield contrib(op, "one_more", *new(1), *past(3), np.int32([3, 3]), np.int32(4), *caches, **rotary)
+    yield contrib(op, "rows_of_two_lengths", *new(1), *past(3), np.int32([3, 1]), np.int32(4), *caches, **rotary)
+    alone = (x[:1] for x in (*new(3), *past(2)))
+    yield contrib(op, "three_more", *alone, np.int32([4]), np.int32(5), *caches, softcap=0.9, **rotary)
+    yield contrib(op, "long_cache", *new(1), *past(5), np.int32([3, 2]), np.int32(4), **own)
+    yield contrib(op, "cache_of_a_prompt", *new(3), *past(4), np.int32([2, 1]), np.int32(3), *caches, **rotary)
+    yield contrib(op, "no_past", *new(3), *past(0), np.int32([2, 2]), np.int32(3), *caches, **rotary)
+    bias = (None, None, None, normal(2, 4, 1, 4))
+    yield contrib(op, "past_bias", *new(1), *past(3), np.int32([3, 2]), np.int32(4), *bias, **own)
+    sink = (None, None, None, None, normal(4))
+    for window in (-1, 2):
+        some = {"local_window_size": window, **own}
+        yield contrib(op, f"sink_{window}", *new(3), None, None, np.int32([2, 0]), np.int32(3), *sink, **some)
+        yield contrib(
+            op, f"smooth_{window}", *new(1), *past(3), np.int32([3, 3]), np.int32(4), smooth_softmax=1, **some
+        )
+        yield contrib(op, f"cap_{window}", *new(3), None, None, np.int32([2, 0]), np.int32(3), softcap=0.7, **some)
+
+
+def _bits() -> Iterator[Sample]:
+    for bits, K in ((2, 32), (4, 32), (4, 20), (8, 24)):
+        N, blocks = 5, -(-K // 16)
+        rng = np.random.default_rng(bits * K)
+        B = rng.integers(0, 256, (N, blocks, 2 * bits)).astype(np.uint8)
+        zero = rng.integers(0, 256, (N, (blocks * bits + 7) // 8)).astype(np.uint8)
+        own = {"bits": bits, "K": K, "N": N, "block_size": 16}
+        scales = positive(N, blocks, low=0.02, high=0.05)
+        op, name = "MatMulNBits", f"{bits}_{K}"
+        yield contrib(op, name, normal(2, 3, K), B, scales.ravel(), **own)
+        yield contrib(
+            op, f"{name}_zero", normal(3, K), B, scales, zero, None, normal(N), runtime="B zero_points", **own
+        )
+        if bits < 8:
+            yield contrib(op, f"{name}_float_zero", normal(3, K), B, scales, normal(N, blocks), **own)
 
 
 def _rotary() -> Iterator[Sample]:

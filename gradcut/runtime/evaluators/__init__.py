@@ -8,6 +8,8 @@ list.
 from onnx.reference.op_run import OpRun
 
 from gradcut.runtime.evaluators.contrib import CONTRIB
+from gradcut.runtime.evaluators.contrib_attention import CONTRIB_ATTENTION
+from gradcut.runtime.evaluators.contrib_bits import MatMulNBits
 from gradcut.runtime.evaluators.control import CONTROL, Held
 from gradcut.runtime.evaluators.images import IMAGES
 from gradcut.runtime.evaluators.ops import OPS
@@ -17,6 +19,17 @@ from gradcut.runtime.evaluators.recurrent import RECURRENT
 from gradcut.runtime.evaluators.sampling import SAMPLERS
 
 #: All of them.
-EVALUATORS: list[type[OpRun]] = [*OPS, *POOLS, *IMAGES, *SAMPLERS, *RECURRENT, *CONTROL, *CONTRIB, *QUANTIZED]
+EVALUATORS: list[type[OpRun]] = [
+    *OPS,
+    *POOLS,
+    *IMAGES,
+    *SAMPLERS,
+    *RECURRENT,
+    *CONTROL,
+    *CONTRIB,
+    *CONTRIB_ATTENTION,
+    *QUANTIZED,
+    MatMulNBits,
+]
 
 __all__ = ["EVALUATORS", "Held"]
