@@ -39,7 +39,7 @@ def test_query_key_and_value_in_one(length: str) -> None:
 
 
 def test_key_and_value_in_one() -> None:
-    text = f"""g (float[{B}, {S}, {HEADS * SIZE}] x, float[{B}, {L}, {HEADS}, 2, {SIZE}] kv) => (float[{B}, {S}, D] y) {{
+    text = f"""g (float[{B}, {S}, D] x, float[{B}, {L}, {HEADS}, 2, {SIZE}] kv) => (float[{B}, {S}, D] y) {{
         y = com.microsoft.MultiHeadAttention<num_heads = {HEADS}>(x, kv) }}"""
     x, kv, dY = normal(B, S, HEADS * SIZE), normal(B, L, HEADS, 2, SIZE), normal(B, S, HEADS * SIZE)
     proto = gradcut.vjp(parse(text, also=', "com.microsoft" : 1'), ["x", "kv"], ["y"])
