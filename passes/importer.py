@@ -2,7 +2,8 @@
 
 1. Functions are inlined, but the dialect's and those of operators with a rule of their own; marks come out of bodies.
 2. Opsets 6 to 20 become 21; 21 to 26 stay where ONNX Runtime has kernels for them, see `runnable`; others are refused
-   by number. Operators that ONNX defines by others, and that have no rule here, become those.
+   by number. Operators that ONNX defines by others, and that have no rule here, become those; ONNX Runtime's own that
+   ONNX has by now are ONNX's.
 3. Initializers that are also graph inputs are initializers only. A dimension is open where old exporters write it as
    -1, or give all that are open one name such as ``?``.
 4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see `bodies`; an If
@@ -33,6 +34,7 @@ from gradcut.passes.base import Pass, register
 from gradcut.passes.importing.bodies import settle_bodies
 from gradcut.passes.importing.branches import shapes_behind, take_known_branches
 from gradcut.passes.importing.consistency import check_operators, check_types
+from gradcut.passes.importing.contrib_names import use_onnx_names
 from gradcut.passes.importing.contrib_types import MICROSOFT
 from gradcut.passes.importing.convert import NEWEST, OLDEST, TARGET, convert_to
 from gradcut.passes.importing.functions import inline, take_apart
@@ -77,6 +79,7 @@ class Import(Pass):
         if opset < TARGET:
             convert_to(model, TARGET)
         declare(model)  # the functions of marks too are at the new opset, or onnx inlines nothing
+        use_onnx_names(model)
         take_apart(model)
         take_onnx_pairs(model)
         bring_to_kernels(model)

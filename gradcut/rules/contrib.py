@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from gradcut.ops import Builder
-from gradcut.rules.adjoint import Adjoint
+from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.compose import composed
+from gradcut.rules.registry import rule
 
 MICROSOFT = "com.microsoft"
 
@@ -80,6 +81,15 @@ def _activated(op: Adjoint, x: ir.Value, settings: list[float]) -> ir.Value:
     if name not in _ACTIVATIONS:
         op.refuse(f"its activation {name!r} has no rule")
     return _ACTIVATIONS[name](op.b, x, settings)
+
+
+@rule("Inverse", "X", operands="X", domain=MICROSOFT)
+def inverse(op: Adjoint) -> Cotangents:
+    """Y = X^-1 of square matrices along the last axes: dX = -Y^T dY Y^T; Giles 2008."""
+    b, X, rank = op.b, op["X"], op.rank("X")
+    turned = b.op("Transpose", op.out(), perm=[*range(rank - 2), rank - 1, rank - 2], dtype=X.dtype, shape=X.shape)
+    product = b.op("MatMul", turned, op.dY, dtype=X.dtype, shape=X.shape)
+    yield "X", -b.op("MatMul", product, turned, dtype=X.dtype, shape=X.shape)
 
 
 # --- activations ---------------------------------------------------------------------------------------------

@@ -89,6 +89,19 @@ def _equation(turned: Sequence[bool], moved: Sequence[bool]) -> str:
     return f"{sides[0]},{sides[1]}->...mn"
 
 
+def _product_of_bits(node: NodeProto) -> list[NodeProto]:
+    """A MatMul with zeros of the shape of what the integers stand for."""
+    A, Y = node.input[0], node.output[0]
+    shape, zeros, like = (f"{Y}__{part}" for part in ("shape", "zeros", "like"))
+    size = [int(str(_attribute(node, name, 0))) for name in ("K", "N")]
+    return [
+        helper.make_node("Constant", [], [shape], value_ints=size),
+        helper.make_node("ConstantOfShape", [shape], [zeros]),
+        helper.make_node("CastLike", [zeros, A], [like]),
+        *_make("MatMul", [A, like], Y),
+    ]
+
+
 def _without_activation(op_type: str) -> Callable[[NodeProto], list[NodeProto]]:
     def build(node: NodeProto) -> list[NodeProto]:
         plain = NodeProto()
@@ -136,7 +149,7 @@ def _heads(node: NodeProto) -> list[NodeProto]:
 
 
 _STAND_INS: dict[tuple[str, str], Callable[[NodeProto], list[NodeProto]]] = {
-    **{(MICROSOFT, name): _like(0) for name in ("FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding")},
+    **{(MICROSOFT, name): _like(0) for name in ("FastGelu", "Gelu", "Inverse", "QuickGelu", "RotaryEmbedding")},
     **{(MICROSOFT, f"Skip{kind}LayerNormalization"): _like(0, 3) for kind in ("", "Simplified")},
     ("", "SimplifiedLayerNormalization"): _like(0),
     (MICROSOFT, "Attention"): _attention,
@@ -145,5 +158,6 @@ _STAND_INS: dict[tuple[str, str], Callable[[NodeProto], list[NodeProto]]] = {
     (MICROSOFT, "FusedConv"): _without_activation("Conv"),
     (MICROSOFT, "FusedGemm"): _without_activation("Gemm"),
     (MICROSOFT, "GroupQueryAttention"): lambda node: _like(0)(node) if node.input[1] else [],
+    (MICROSOFT, "MatMulNBits"): _product_of_bits,
     (MICROSOFT, "MultiHeadAttention"): _heads,
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gradcut
+from gradcut.runtime.check import check_gradients, require
 from tests.written import parse, session
 
 RNG = np.random.default_rng(5)
@@ -61,3 +62,24 @@ def test_a_transposed_matrix_by_a_vector_is_multiplied_right(batch: tuple[int, .
     np.testing.assert_allclose(y, np.swapaxes(a, -1, -2) @ b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(da, b[:, None] * dY[..., None, :], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(db, (a * dY[..., None, :]).sum(-1).reshape(-1, 4).sum(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "Trilu<upper = 0>(x)",
+        "TransposeMatMul<transA = 1>(x, x)",
+        'GridSample<mode = "bilinear", padding_mode = "border">(image, grid)',
+        'GridSample<mode = "bicubic">(image, grid)',
+        "Pad(x, pads)",
+    ],
+)
+def test_operators_that_onnx_has_by_now(node: str) -> None:
+    text = f"""g (float[3, 3] x) => (float y) <int64[4] pads = {{1, 0, 0, 2}}, int64[4] dims = {{1, 1, 3, 3}},
+        float[1, 1, 2, 2] grid = {{0.3, -0.4, 0.55, 0.1}}> {{
+        image = Reshape(x, dims) r = com.microsoft.{node} e = Exp(r) y = ReduceSum<keepdims = 0>(e) }}"""
+    proto = parse(text, also=', "com.microsoft" : 1')
+    x = normal(3, 3) * 0.3
+    require(check_gradients(proto, {"x": x}, seed=1))
+    (y,) = session(proto).run(None, {"x": x})
+    np.testing.assert_allclose(session(gradcut.vjp(proto, ["x"], ["y"])).run(["y"], {"x": x, "y_grad": y})[0], y, 1e-5)

@@ -36,6 +36,9 @@ def _products() -> Iterator[Sample]:
     yield contrib(op, "broadcast", normal(2, 1, 3, 2), normal(4, 3, 5), transA=1, **given)
     yield contrib(op, "batches", normal(2, 5, 3), normal(3, 5, 4), transBatchA=1, transBatchB=1, transB=0, **given)
     yield contrib(op, "batches_turned", normal(3, 5, 2), normal(5, 4, 3), transBatchA=1, transA=1, transB=1, **given)
+    for name, size in (("one", (1, 1)), ("plain", (3, 3)), ("batches", (2, 4, 2, 2))):
+        X = normal(*size) + 3 * np.eye(size[-1], dtype=np.float32)
+        yield contrib("Inverse", name, X, needs_rank=True)
     op = "FusedGemm"
     yield contrib(op, "relu", normal(2, 3), normal(3, 4), normal(4), activation="Relu")
     yield contrib(op, "leaky", normal(3, 2), normal(4, 3), normal(2, 4), transA=1, transB=1, alpha=0.5, beta=1.5,

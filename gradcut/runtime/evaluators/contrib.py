@@ -56,6 +56,11 @@ class FusedMatMul(Contrib):
         return (np.asarray(np.matmul(A, B) * np.asarray(self.attr("alpha", 1.0), A.dtype)),)
 
 
+class Inverse(Contrib):
+    def _run(self, X: Array, **_: Any) -> tuple[Array]:
+        return (np.asarray(np.linalg.inv(X)),)
+
+
 class FusedGemm(Contrib):
     def _run(self, A: Array, B: Array, C: Array | None = None, **_: Any) -> tuple[Array]:
         A, B = (_swapped(x, self.attr(f"trans{name}", 0), False) for name, x in (("A", A), ("B", B)))
@@ -166,6 +171,7 @@ class RotaryEmbedding(Contrib):
 
 CONTRIB: list[type[OpRun]] = [
     FusedMatMul,
+    Inverse,
     FusedGemm,
     FusedConv,
     Gelu,
