@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import onnx_ir as ir
 
 from gradcut.dialect import is_mark, mark_reason, reported_name
-from gradcut.ops import is_float
+from gradcut.dims import is_float
 from gradcut.subgraphs import every_node, inner_graphs
 
 #: Why a use carries no cotangent, in the order in which they apply.

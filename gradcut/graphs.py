@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Names, static_dims
+from gradcut.dims import static_dims
+from gradcut.ops import Builder, Names
 from gradcut.optimizers import EMA, NORM_EPS, Optimizer, Scalars, UpdatePlan
 from gradcut.optimizers.base import work_dtype
 from gradcut.passes.base import PIPELINE

@@ -15,66 +15,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-Dim = int | ir.SymbolicDim
+from gradcut.dims import same_dim, same_shape, static_dims
+from gradcut.results import result_dtype, result_shape
+
 Operand = ir.Value | float | int | None
-
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_TO_BOOL = frozenset("Equal Greater Less GreaterOrEqual LessOrEqual Not And Or Xor IsNaN IsInf".split())
-_TO_INT64 = frozenset("Shape Size NonZero ArgMax ArgMin".split())
-_ELEMENTWISE = frozenset(
-    """Abs Acos Add And Asin Atan Cast CastLike Ceil Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater
-    GreaterOrEqual HardSigmoid Identity IsNaN LeakyRelu Less LessOrEqual Log LogSoftmax Max Min Mod Mul Neg Not Or Pow
-    Reciprocal Relu Round ScatterElements ScatterND Sigmoid Sign Sin Sinh Softmax Softplus Sqrt Sub Sum Tan Tanh Where
-    Xor CumSum""".split()
-)
-_SHAPED_LIKE_FIRST = frozenset({"CastLike", "ScatterElements", "ScatterND", "Clip", "CumSum"})
-
-
-def is_float(value: ir.Value) -> bool:
-    """Whether a value can carry a gradient by its dtype; an unknown dtype may."""
-    return value.dtype is None or value.dtype in FLOATS
-
-
-def same_dim(a: Dim, b: Dim) -> bool:
-    """Equal numbers, or the same known symbol."""
-    if isinstance(a, int) or isinstance(b, int):
-        return isinstance(a, int) and isinstance(b, int) and a == b
-    return a.value is not None and a.value == b.value
-
-
-def same_shape(a: ir.Shape | None, b: ir.Shape | None) -> bool:
-    """Whether two shapes are known to be equal."""
-    return a is not None and b is not None and len(a) == len(b) and all(map(same_dim, a, b))
-
-
-def static_dims(shape: ir.Shape | None) -> tuple[int, ...] | None:
-    """The shape as integers, or None where a dimension is symbolic or unknown."""
-    if shape is None or not all(isinstance(dim, int) for dim in shape):
-        return None
-    return tuple(int(dim) for dim in shape)  # type: ignore[arg-type]
-
-
-def broadcast_shapes(shapes: Sequence[ir.Shape | None]) -> ir.Shape | None:
-    """NumPy's rule; a dimension that cannot be told is unknown."""
-    known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes) or not known:
-        return None
-    wide = max(known, key=len)
-    if all(shape is wide or len(shape) == 0 for shape in known):
-        return wide
-    rank = len(wide)
-    padded: list[list[Dim]] = [[*[1] * (rank - len(shape)), *shape] for shape in known]
-    return ir.Shape([_broadcast_dim(dims) for dims in zip(*padded, strict=True)])
-
-
-def _broadcast_dim(dims: Sequence[Dim]) -> Dim | None:
-    wide = [dim for dim in dims if not (isinstance(dim, int) and dim == 1)]
-    if not wide:
-        return 1
-    for dim in wide:
-        if isinstance(dim, int):
-            return dim
-    return wide[0] if all(same_dim(wide[0], dim) for dim in wide) else None
 
 
 class Names:
@@ -401,54 +345,7 @@ def _set_type(
     dtype: ir.DataType | None,
     shape: ir.Shape | None,
 ) -> None:
-    kind = dtype if dtype is not None else _result_dtype(op_type, inputs)
+    kind = dtype if dtype is not None else result_dtype(op_type, inputs)
     if kind is not None:
         output.dtype = kind
-    output.shape = shape if shape is not None else _result_shape(op_type, inputs, attributes)
-
-
-def _result_dtype(op_type: str, inputs: Sequence[ir.Value | None]) -> ir.DataType | None:
-    if op_type in _TO_BOOL:
-        return ir.DataType.BOOL
-    if op_type in _TO_INT64:
-        return ir.DataType.INT64
-    index = 1 if op_type in ("Where", "CastLike") else 0
-    source = inputs[index] if len(inputs) > index else None
-    return source.dtype if source is not None else None
-
-
-def _result_shape(op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any]) -> ir.Shape | None:
-    shapes = [value.shape for value in inputs if value is not None]
-    if op_type in _SHAPED_LIKE_FIRST:
-        return shapes[0]
-    if op_type in _ELEMENTWISE:
-        return broadcast_shapes(shapes)
-    if op_type == "Transpose" and shapes[0] is not None and "perm" in attributes:
-        return ir.Shape([shapes[0][axis] for axis in attributes["perm"]])
-    if op_type == "MatMul":
-        return _matmul_shape(shapes)
-    if op_type.startswith("Reduce"):
-        return _reduced_shape(inputs, attributes)
-    return None
-
-
-def _matmul_shape(shapes: Sequence[ir.Shape | None]) -> ir.Shape | None:
-    a, b = shapes
-    if a is None or b is None or len(a) < 2 or len(b) < 2:
-        return None
-    batch = broadcast_shapes([ir.Shape(list(a)[:-2]), ir.Shape(list(b)[:-2])])
-    return ir.Shape([*(batch or ()), a[-2], b[-1]])
-
-
-def _reduced_shape(inputs: Sequence[ir.Value | None], attributes: dict[str, Any]) -> ir.Shape | None:
-    x, axes = inputs[0], inputs[1] if len(inputs) > 1 else None
-    constant = ir.convenience.get_const_tensor(axes) if axes is not None else None
-    if x is None or x.shape is None or (axes is not None and constant is None):
-        return None
-    said = attributes.get("axes", ()) if constant is None else constant.numpy()  # an attribute before opset 18
-    chosen = {int(axis) % len(x.shape) for axis in said}
-    if not chosen and not attributes.get("noop_with_empty_axes"):
-        chosen = set(range(len(x.shape)))
-    if attributes.get("keepdims", 1):
-        return ir.Shape([1 if axis in chosen else dim for axis, dim in enumerate(x.shape)])
-    return ir.Shape([dim for axis, dim in enumerate(x.shape) if axis not in chosen])
+    output.shape = shape if shape is not None else result_shape(op_type, inputs, attributes)

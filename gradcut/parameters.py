@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from gradcut.dialect import is_mark
 from gradcut.dialect.straight import is_straight
-from gradcut.ops import FLOATS
+from gradcut.dims import FLOATS
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 #: Metadata of a Constant node that a pass computed: it was none in the model, so it does not become a weight.

@@ -15,10 +15,10 @@ import onnx_ir as ir
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.compiler import with_loss
 from gradcut.cost import NOMINAL, Cost, estimate
+from gradcut.dims import is_float
 from gradcut.errors import GradcutError
 from gradcut.heads import new_parameters
 from gradcut.losses import Objective, as_text
-from gradcut.ops import is_float
 from gradcut.optimizers import AdamW, UpdateRequest
 from gradcut.parameters import KIND, constant_tensor
 from gradcut.passes import Pass, Simplify

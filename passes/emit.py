@@ -14,8 +14,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from gradcut.dialect import DOMAIN, declare, is_mark
+from gradcut.dims import same_shape
 from gradcut.errors import PipelineError
-from gradcut.ops import Builder, Names, same_shape
+from gradcut.ops import Builder, Names
 from gradcut.passes.base import GRADIENTS, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.random import DRAWS

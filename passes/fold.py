@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from gradcut.ops import FLOATS, same_shape, static_dims
+from gradcut.dims import FLOATS, same_shape, static_dims
 from gradcut.parameters import COMPUTED
 from gradcut.passes.base import TRAINABLE, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead

@@ -27,8 +27,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
+from gradcut.dims import Dim, static_dims
 from gradcut.errors import UnsupportedModelError
-from gradcut.ops import Dim, Names, static_dims
+from gradcut.ops import Names
 from gradcut.parameters import constant_tensor, decide
 from gradcut.passes.base import Pass, register
 from gradcut.passes.importing.bodies import settle_bodies

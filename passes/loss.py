@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from gradcut.dialect import declare, is_mark
+from gradcut.dims import is_float
 from gradcut.errors import LossError
 from gradcut.losses import Labels, Loss, Term, parse_loss, parse_terms, split_path
-from gradcut.ops import Builder, Names, is_float
+from gradcut.ops import Builder, Names
 from gradcut.passes.base import LOSS, Pass, register, write_json
 from gradcut.passes.loss_graph import bring_to_one_opset, is_scalar, splice_graph
 from gradcut.passes.propagate import main_values

@@ -6,8 +6,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from gradcut.dims import is_float
 from gradcut.errors import LossError
-from gradcut.ops import Names, is_float
+from gradcut.ops import Names
 from gradcut.passes.importer import Import
 from gradcut.passes.importing.consistency import check_model_shapes
 from gradcut.passes.importing.convert import convert_to

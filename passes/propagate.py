@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from gradcut.activity import NO_PATH, Activity, CutEdge, analyze_graph
 from gradcut.dialect import declare, is_derived, is_mark, new_mark
+from gradcut.dims import is_float
 from gradcut.errors import PipelineError, SpecError
-from gradcut.ops import Names, is_float
+from gradcut.ops import Names
 from gradcut.parameters import parameters
 from gradcut.passes.base import ACTIVITY, LOSS, QUESTION, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.stop_gradient import frozen_names

@@ -17,8 +17,9 @@ import onnx_ir as ir
 
 from gradcut.activity import active_values
 from gradcut.dialect import is_mark
+from gradcut.dims import broadcast_shapes, is_float
 from gradcut.errors import NoGradientError
-from gradcut.ops import Builder, broadcast_shapes, is_float
+from gradcut.ops import Builder
 from gradcut.rules import REGISTRY, Adjoint, Rule, operand_label
 from gradcut.rules.contract import yielded
 from gradcut.rules.registry import is_variadic, output_name

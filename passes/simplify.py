@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from gradcut.dialect import DOMAIN, declare, is_mark
-from gradcut.ops import same_shape
+from gradcut.dims import same_shape
 from gradcut.passes.base import DRAWING, Pass, register
 from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.fold import bypass, changes_nothing

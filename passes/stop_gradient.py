@@ -13,8 +13,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from gradcut.dialect import declare, new_mark, stand_for
+from gradcut.dims import is_float
 from gradcut.errors import SpecError
-from gradcut.ops import Names, is_float
+from gradcut.ops import Names
 from gradcut.parameters import Decision, decide
 from gradcut.passes.base import DECISIONS, FROZEN, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.importer import lift_constant

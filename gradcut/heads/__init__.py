@@ -12,13 +12,14 @@ import onnx.shape_inference
 import onnx_ir as ir
 from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
+from gradcut.dims import is_float
 from gradcut.errors import SpecError
 from gradcut.heads.behind import activations, check_readers, drop, readers, tell_shapes
 from gradcut.heads.constants import Array, Operand, described, name_parameters, put
 from gradcut.heads.find import Head, find_head
 from gradcut.heads.follow import Dims, Follower
 from gradcut.losses import Objective, as_text, parse_loss, parse_terms, split_path
-from gradcut.ops import Names, is_float
+from gradcut.ops import Names
 from gradcut.passes.base import FROZEN, read_json, write_json
 from gradcut.passes.importer import check_opset
 from gradcut.passes.importing.functions import inline

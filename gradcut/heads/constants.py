@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.ops import FLOATS, Names
+from gradcut.dims import FLOATS
+from gradcut.ops import Names
 from gradcut.parameters import KIND, constant_tensor, parameters
 from gradcut.passes.importer import lift_constant
 from gradcut.rules import REGISTRY

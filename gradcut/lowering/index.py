@@ -10,9 +10,10 @@ import math
 
 import onnx_ir as ir
 
+from gradcut.dims import static_dims
 from gradcut.lowering import cost
 from gradcut.lowering.registry import Call, lowering
-from gradcut.ops import Builder, static_dims
+from gradcut.ops import Builder
 
 _SCATTER = 5.0  # per element that ScatterElements adds
 _TABLE = 0.35  # per element of a table of zeros that ScatterElements copies, in one thread

@@ -7,8 +7,9 @@ from typing import Any, NoReturn, Protocol
 
 import onnx_ir as ir
 
+from gradcut.dims import static_dims
 from gradcut.errors import NoGradientError
-from gradcut.ops import Builder, Names, static_dims
+from gradcut.ops import Builder, Names
 from gradcut.text import join_names
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

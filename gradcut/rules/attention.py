@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Dim, Operand
+from gradcut.dims import Dim
+from gradcut.ops import Builder, Operand
 from gradcut.rules.adjoint import Adjoint
 from gradcut.rules.compose import composed
 

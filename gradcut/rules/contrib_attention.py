@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, same_dim
+from gradcut.dims import same_dim
+from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint
 from gradcut.rules.attention import (
     after,

@@ -6,7 +6,8 @@ import string
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Dim, same_dim
+from gradcut.dims import Dim, same_dim
+from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 

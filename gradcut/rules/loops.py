@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, same_shape
+from gradcut.dims import same_shape
+from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint, Captures
 from gradcut.rules.control_flow import rerun, settle
 from gradcut.rules.loop_slices import BEFORE_ALL, laid_out, picked

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.ops import static_dims
+from gradcut.dims import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 from gradcut.rules.sizes import Size, size, times

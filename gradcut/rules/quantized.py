@@ -10,7 +10,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from gradcut.dialect import DOMAIN
-from gradcut.ops import static_dims
+from gradcut.dims import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 

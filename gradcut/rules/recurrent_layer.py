@@ -13,7 +13,8 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Dim
+from gradcut.dims import Dim
+from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint
 from gradcut.rules.recurrent_activations import Activation
 

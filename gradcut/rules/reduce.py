@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from gradcut.ops import static_dims
+from gradcut.dims import static_dims
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 

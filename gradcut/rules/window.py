@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, static_dims
+from gradcut.dims import static_dims
+from gradcut.ops import Builder
 from gradcut.rules.adjoint import Adjoint
 
 Window = dict[str, list[int]]

@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.api import vjp
+from gradcut.dims import is_float
 from gradcut.errors import FeedError, SpecError
-from gradcut.ops import is_float
 from gradcut.parameters import parameters
 from gradcut.passes import BodyDraws, Import, StopGradient
 from gradcut.passes.importing.straight_through import allow, spell_out

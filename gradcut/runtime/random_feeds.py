@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from gradcut.dims import FLOATS, Dim
 from gradcut.errors import FeedError
-from gradcut.ops import FLOATS, Dim
 
 Array = np.ndarray[Any, Any]
 _MOVES = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand", "Slice"})

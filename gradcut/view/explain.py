@@ -9,8 +9,8 @@ import onnx_ir as ir
 from gradcut.activity import NO_PATH
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.blocked import blocked_by
+from gradcut.dims import is_float
 from gradcut.errors import SpecError
-from gradcut.ops import is_float
 from gradcut.passes.propagate import main_values
 from gradcut.text import join_names, nearest
 from gradcut.view.question import Question, of_artifacts

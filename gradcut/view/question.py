@@ -14,8 +14,8 @@ import onnx_ir as ir
 from gradcut.activity import Activity, Flow, FlowGraph, analyze_graph
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.dialect import is_mark, mark_reason, stand_for
+from gradcut.dims import is_float
 from gradcut.losses import terms_of
-from gradcut.ops import is_float
 from gradcut.parameters import decide
 from gradcut.passes import Fold, Import
 from gradcut.passes.pipeline import collection_held

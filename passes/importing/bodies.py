@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from gradcut.ops import FLOATS, Builder, Names
+from gradcut.dims import FLOATS
+from gradcut.ops import Builder, Names
 from gradcut.subgraphs import body_tensors, inner_graphs
 
 

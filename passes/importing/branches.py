@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.ops import Dim, Names
+from gradcut.dims import Dim
+from gradcut.ops import Names
 from gradcut.passes.fold import EVALUATED, constant, evaluated, static
 from gradcut.subgraphs import inner_graphs, release
 

@@ -9,8 +9,8 @@ import onnx.shape_inference
 import onnx_ir as ir
 from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
+from gradcut.dims import Dim
 from gradcut.errors import ImportModelError
-from gradcut.ops import Dim
 from gradcut.passes.importing.consistency import check_shapes
 from gradcut.passes.importing.contrib_types import with_stand_ins
 from gradcut.passes.importing.shapes import infer_bodies

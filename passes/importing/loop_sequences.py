@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Names, static_dims
+from gradcut.dims import static_dims
+from gradcut.ops import Builder, Names
 
 
 class Collected(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.ops import FLOATS, Builder, Names
+from gradcut.dims import FLOATS
+from gradcut.ops import Builder, Names
 from gradcut.parameters import constant_tensor
 
 #: From this opset on they are operands.

@@ -11,7 +11,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Dim
+from gradcut.dims import Dim
+from gradcut.ops import Builder
 from gradcut.passes.importing.hidden import hidden
 
 

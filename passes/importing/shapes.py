@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from gradcut.dims import same_dim
 from gradcut.errors import ImportModelError
-from gradcut.ops import same_dim
 from gradcut.passes.importing.ranks import say_ranks
 
 #: How often what was taken for granted is weakened before nothing is.

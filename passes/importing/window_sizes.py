@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from gradcut.ops import Builder, Dim, Names, static_dims
+from gradcut.dims import Dim, static_dims
+from gradcut.ops import Builder, Names
 from gradcut.passes.importing.hidden import of_hidden_shape
 from gradcut.passes.importing.resize_sizes import hide_scales, made_by_resize
 
