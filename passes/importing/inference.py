@@ -31,6 +31,7 @@ def infer(model: ir.Model) -> None:
     infer_bodies(model, _infer_again)
     for value, shape in doubtful.items():
         value.shape = shape
+    _open_attention(model)  # a file may have been inferred already
 
 
 def _infer_outputs(model: ir.Model) -> dict[ir.Value, ir.Shape]:
