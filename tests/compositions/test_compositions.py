@@ -21,9 +21,12 @@ BLOCKS, BLOCK = 10, 20
 #: Operators with a derivative that no maker writes, and why.
 ELSEWHERE = {
     "AffineGrid": "tests/rules: what torch has is of one rank at a time",
+    "ConcatFromSequence": "tests/rules/test_sequences.py",
     "CumProd": "of opset 26, and torch's has neither reverse nor exclusive",
     "DFT": "tests/rules",
     "DeformConv": "not in torch itself",
+    "DequantizeLinear": "tests/rules: its operand is an integer",
+    "DynamicQuantizeLinear": "tests/rules: it gives integers",
     "GridSample": "tests/rules",
     "GRU": "tests/rules: against torch.nn",
     "If": "tests/test_vjp_random.py",
@@ -35,8 +38,12 @@ ELSEWHERE = {
     "RoiAlign": "not in torch itself",
     "RotaryEmbedding": "not in torch",
     "STFT": "tests/rules",
+    **dict.fromkeys(
+        "SequenceAt SequenceConstruct SequenceErase SequenceInsert".split(), "tests/rules/test_sequences.py"
+    ),
     "SimplifiedLayerNormalization": "ONNX Runtime's own",
     "Scan": "tests/rules",
+    "SplitToSequence": "tests/rules/test_sequences.py",
     "SwiGLU": "not in torch",
     "Swish": "ONNX Runtime has no kernel",
     "TensorScatter": "not in torch",

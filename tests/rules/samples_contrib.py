@@ -192,9 +192,8 @@ def _bits() -> Iterator[Sample]:
         scales = positive(N, blocks, low=0.02, high=0.05)
         op, name = "MatMulNBits", f"{bits}_{K}"
         yield contrib(op, name, normal(2, 3, K), B, scales.ravel(), **own)
-        yield contrib(
-            op, f"{name}_zero", normal(3, K), B, scales, zero, None, normal(N), runtime="B zero_points", **own
-        )
+        held = {"runtime": "B zero_points", "known": "bias"}  # ONNX Runtime wants to see that it is [N]
+        yield contrib(op, f"{name}_zero", normal(3, K), B, scales, zero, None, normal(N), **held, **own)
         if bits < 8:
             yield contrib(op, f"{name}_float_zero", normal(3, K), B, scales, normal(N, blocks), **own)
 
