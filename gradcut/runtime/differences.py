@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from gradcut.dialect import declare, is_mark
+from gradcut.dialect import is_mark
 from gradcut.errors import GradcutError
-from gradcut.ops import Names
-from gradcut.parameters import constant_tensor
-from gradcut.passes.propagate import main_values
-from gradcut.passes.stop_gradient import insert_marks
-from gradcut.rules import REGISTRY
-from gradcut.runtime.replay import hold_draws
-from gradcut.runtime.widen import Array, Run, reference, runtime, widen
-from gradcut.spec import Uses
+from gradcut.runtime.prepared import Prepared
+from gradcut.runtime.widen import Array, Run, reference, runtime
 
 #: Where the differences run, in the order tried: name, dtype, program, step.
 _PLACES = (
@@ -236,9 +228,9 @@ class Differences:
     def _prepare(self, name: str, dtype: ir.DataType, program: object, step: float) -> _Place:
         assert callable(program)
         held: dict[str, Array] = {}
-        ready = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=True)
+        ready = Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=True)
         if ready.held:
-            plain = _Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=False)
+            plain = Prepared(self._model, self.of, self.wrt, self._draws, hold_marks=False)
             outputs = program(plain.proto(dtype))(self._widened(plain, dtype))
             held = dict(zip(plain.marked, outputs[len(self.of) + len(self.wrt) :], strict=True))
         inside = any(is_mark(node) for node in self._model.graph.all_nodes() if node.graph is not self._model.graph)
@@ -251,7 +243,7 @@ class Differences:
         seconds = time.process_time() - start
         return _Place(name, dtype.numpy(), step, run, fixed, ready.steps, base, seconds)
 
-    def _widened(self, ready: _Prepared, dtype: ir.DataType) -> dict[str, Array]:
+    def _widened(self, ready: Prepared, dtype: ir.DataType) -> dict[str, Array]:
         """The feeds in the dtypes that the widened inputs have, and steps of zero."""
         kinds = {value.name: value.dtype for value in ready.model.graph.inputs}
         feeds = {**self._feeds, **ready.drawn, **dict.fromkeys(ready.steps.values(), np.zeros(()))}
@@ -272,85 +264,11 @@ class _Place:
     seconds: float
 
 
-class _Prepared:
-    """The model with a step behind each wanted value, marks and draws as inputs, and outputs as asked.
-
-    Attributes:
-        steps: the input that moves a wanted value. held: the input for a marked value. marked: marks, in order.
-    """
-
-    def __init__(
-        self,
-        model: ir.Model,
-        of: Sequence[str],
-        wrt: Sequence[str],
-        draws: Mapping[str, Array],
-        hold_marks: bool,
-    ) -> None:
-        self.model = model.clone()
-        insert_marks(self.model, _constant_uses(self.model.graph), reason=None)
-        graph, self.names = self.model.graph, Names.of(self.model)
-        self.drawn = hold_draws(self.model, draws, self.names)
-        values = main_values(graph)
-        marks = [node for node in graph if is_mark(node)]
-        self.marked = [node.outputs[0].name or "" for node in marks]
-        sources = [node.inputs[0] for node in marks if node.inputs[0] is not None]
-        self.held = {mark: self._hold(values, mark) for mark in self.marked} if hold_marks else {}
-        self.steps = {name: self._step(values, name) for name in wrt}
-        outputs = [values[name] for name in (*of, *wrt)] + ([] if hold_marks else sources)
-        graph.outputs.clear()
-        for value in outputs:
-            copy = ir.Value(name=self.names.fresh(f"{value.name}__out"), type=value.type)
-            graph.append(ir.Node("", "Identity", [value], outputs=[copy], name=copy.name))
-            graph.outputs.append(copy)
-        declare(self.model)
-
-    def proto(self, dtype: ir.DataType) -> onnx.ModelProto:
-        return ir.to_proto(widen(self.model, dtype))
-
-    def _input(self, base: str, kind: ir.TypeProtocol | None) -> ir.Value:
-        value = ir.Value(name=self.names.fresh(base), type=kind)
-        self.model.graph.inputs.append(value)
-        return value
-
-    def _hold(self, values: dict[str, ir.Value], mark: str) -> str:
-        held = self._input(f"{mark}__held", values[mark].type)
-        ir.convenience.replace_all_uses_with(values[mark], held, replace_graph_outputs=True)
-        values[mark] = held
-        return held.name or ""
-
-    def _step(self, values: dict[str, ir.Value], name: str) -> str:
-        value, graph = values[name], self.model.graph
-        step = self._input(f"{name}__step", value.type)
-        moved = ir.Value(name=self.names.fresh(f"{name}__moved"), type=value.type)
-        ir.convenience.replace_all_uses_with(value, moved, replace_graph_outputs=True)
-        node = ir.Node("", "Add", [value, step], outputs=[moved], name=moved.name)
-        producer = value.producer()
-        if producer is not None:
-            graph.insert_after(producer, node)
-        elif len(graph):
-            graph.insert_before(graph[0], node)
-        else:
-            graph.append(node)
-        values[name] = moved
-        return step.name or ""
-
-
 def typical(array: Array) -> float:
     """The size of an array's numbers, at least 1; those that stand for minus infinity in a mask do not count."""
     numbers = np.abs(array.astype(np.float64))
     numbers = numbers[numbers < _HUGE]
     return max(1.0, float(np.sqrt(np.mean(np.square(numbers))))) if numbers.size else 1.0
-
-
-def _constant_uses(graph: ir.Graph) -> list[Uses]:
-    """Uses of what may move as an operand that is declared constant by meaning (scales): it is held, as a mark is."""
-    found = defaultdict[ir.Value, list[tuple[ir.Node, int]]](list)
-    for node in graph:
-        for index, value in enumerate(node.inputs):
-            if value is not None and REGISTRY.constant(node, index) and constant_tensor(value) is None:
-                found[value].append((node, index))
-    return [Uses(value, tuple(uses), whole=False) for value, uses in found.items()]
 
 
 def _inner(cotangents: Sequence[Array], high: Sequence[Array], low: Sequence[Array]) -> float:
