@@ -9,7 +9,7 @@ from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
 
 
-@rule("OneHot", "values")
+@rule("OneHot", "values", constant="depth")
 def one_hot(op: Adjoint) -> Cotangents:
     """values are [off, on]: each gets the sum over its places, which an index out of range has among off's alone."""
     b, values, dY = op.b, op["values"], op.wide(op.dY)

@@ -16,6 +16,9 @@ from gradcut.passes.importing.contrib_types import with_stand_ins
 from gradcut.passes.importing.shapes import infer_bodies
 from gradcut.passes.importing.window_sizes import right_window_sizes
 
+#: What these give is as long as the numbers have it; the length that a file says is that of an example.
+_MEASURED = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+
 
 def infer(model: ir.Model) -> None:
     """Keep what the file says; the pass adds the rest, and leaves what it cannot tell unknown."""
@@ -47,10 +50,18 @@ def _infer_outputs(model: ir.Model) -> dict[ir.Value, ir.Shape]:
     _infer_again(model)
     doubtful = dict[ir.Value, ir.Shape]()
     for value, shape in said.items():
-        told, value.shape = value.shape, _agreed(shape, value.shape)
-        if told is not None and _contradict(shape, told):
-            doubtful[value] = value.shape
+        told = value.shape
+        if told is None:
+            value.shape = shape
+        elif not _is_measured(value):
+            value.shape = _agreed(shape, told)
+            doubtful.update({value: value.shape} if _contradict(shape, told) else {})
     return doubtful
+
+
+def _is_measured(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type in _MEASURED
 
 
 def _contradict(said: ir.Shape, told: ir.Shape) -> bool:
@@ -58,10 +69,8 @@ def _contradict(said: ir.Shape, told: ir.Shape) -> bool:
     return len(said) != len(told) or any(a != b for a, b in numbers)
 
 
-def _agreed(said: ir.Shape, told: ir.Shape | None) -> ir.Shape:
+def _agreed(said: ir.Shape, told: ir.Shape) -> ir.Shape:
     """What a file says and inference tells; where they differ, the rank is inference's, and a dimension is open."""
-    if told is None:
-        return said
     if len(told) != len(said):
         return told
     return ir.Shape([_agreed_dim(a, b) for a, b in zip(said, told, strict=True)])

@@ -301,3 +301,19 @@ def test_a_wrong_shape_of_an_output_is_not_believed(said: str) -> None:
     derived = gradcut.vjp(model, ["x"], ["y"])
     _, dx = session(derived).run(None, {"x": x, "y_grad": np.ones_like(x)})
     np.testing.assert_allclose(dx, 1 - np.tanh(x) ** 2, rtol=1e-5)
+
+
+def test_the_length_of_what_data_choose_is_an_example() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        choosing (float[4] x, bool[4] chosen) => (float[2] y) { y = Compress (x, chosen) }""")
+    feeds = {"x": np.float32([1, 2, 3, 4]), "chosen": np.array([True, False, True, True])}
+    _, dx = session(gradcut.vjp(model, ["x"], ["y"])).run(None, {**feeds, "y_grad": np.float32([5, 6, 7])})
+    assert dx.tolist() == [5, 0, 6, 7]
+
+
+def test_a_depth_is_a_setting() -> None:
+    """Of floats too; a check holds it still, as a step would change the shape of what comes out."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        hot (int64[2] i, float depth, float[2] values) => (float[2, 3] y) { y = OneHot (i, depth, values) }""")
+    feeds = {"i": np.array([0, 2]), "depth": np.float32(3), "values": np.float32([0.5, 2])}
+    require(check_gradients(model, feeds))
