@@ -45,7 +45,12 @@ def process(folder: Path, *arguments: object, **options: Any) -> subprocess.Pope
     command = [*COMMAND, str(folder), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **streams, **options)
+    return subprocess.Popen(command, env=environment, preexec_fn=hear, **streams, **options)
+
+
+def hear() -> None:
+    """Ctrl-C reaches the command also where these tests run in the background of a shell, which ignores it there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(there: Callable[[], bool], running: subprocess.Popen[str]) -> None:
@@ -126,7 +131,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, data: Path) -> None:
     before = (folder / CHECKPOINT).read_bytes()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     command = [sys.executable, "slow_step.py", "train", str(folder), "--data", str(data)]
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    streams: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, preexec_fn=hear, **streams)
     until((tmp_path / "slow").exists, running)
     running.send_signal(signal.SIGINT)
     time.sleep(0.5)
