@@ -45,7 +45,7 @@ def process(folder: Path, *arguments: object, **options: Any) -> subprocess.Pope
     command = [*COMMAND, str(folder), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, preexec_fn=hear, **streams, **options)
+    return subprocess.Popen(command, env=environment, **{"preexec_fn": hear, **streams, **options})
 
 
 def hear() -> None:
