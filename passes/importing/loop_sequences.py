@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from gradcut.dims import static_dims
 from gradcut.ops import Builder, Names
+from gradcut.passes.importing.instead import put_instead
 
 
 class Collected(NamedTuple):
@@ -103,12 +104,8 @@ def _join(reader: ir.Node, stack: ir.Value, inserted: ir.Value, names: Names) ->
         joined = b.op("Identity", stack, dtype=inserted.dtype)
     else:
         joined = _lengthened(b, stack, inserted)
-    assert isinstance(reader.graph, ir.Graph)
-    reader.graph.insert_before(reader, b.nodes)
-    ir.convenience.replace_all_uses_with(output, joined, replace_graph_outputs=True)
     joined.shape = output.shape or joined.shape
-    joined.name, output.name = output.name, names.fresh("joined")
-    reader.graph.remove(reader, safe=True)
+    put_instead(b, joined, reader, names)
 
 
 def _lengthened(b: Builder, stack: ir.Value, inserted: ir.Value) -> ir.Value:

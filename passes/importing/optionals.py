@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from gradcut.ops import Builder, Names
 from gradcut.passes.importing.inference import infer
+from gradcut.passes.importing.instead import put_instead
 
 
 def take_out_of_optionals(model: ir.Model) -> None:
@@ -33,7 +34,7 @@ def take_out_of_optionals(model: ir.Model) -> None:
             assert element is not None
             value = b.op("Identity", element, dtype=element.dtype, shape=element.shape)
             value.type = element.type or value.type
-        _put(b, value, node, names)
+        put_instead(b, value, node, names)
 
 
 def _element(value: ir.Value | None) -> tuple[bool, ir.Value | None]:
@@ -44,12 +45,3 @@ def _element(value: ir.Value | None) -> tuple[bool, ir.Value | None]:
     if producer is not None and (producer.domain, producer.op_type) == ("", "Optional"):
         return True, producer.inputs[0] if producer.inputs else None
     return isinstance(value.type, (ir.TensorType, ir.SequenceType)), value
-
-
-def _put(b: Builder, value: ir.Value, node: ir.Node, names: Names) -> None:
-    output = node.outputs[0]
-    assert isinstance(node.graph, ir.Graph)
-    node.graph.insert_before(node, b.nodes)
-    ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
-    value.name, output.name = output.name, names.fresh("optional")
-    node.graph.remove(node, safe=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gradcut.ops import Builder, Names
+from gradcut.passes.importing.instead import put_instead
 
 _INT64 = ir.DataType.INT64
 
@@ -29,7 +30,7 @@ def read_tensor(node: ir.Node, names: Names) -> None:
             found = _length(b, node, size)
         else:
             continue
-        _put(b, found, user, names)
+        put_instead(b, found, user, names)
 
 
 def _size(node: ir.Node) -> int | None:
@@ -66,15 +67,6 @@ def _length(b: Builder, node: ir.Node, size: int) -> ir.Value:
     if size:
         length = b.Div(b.Add(length, size - 1), size)
     return b.op("Squeeze", length, b.ints([0]), dtype=_INT64, shape=ir.Shape([]))
-
-
-def _put(b: Builder, found: ir.Value, user: ir.Node, names: Names) -> None:
-    output = user.outputs[0]
-    assert isinstance(user.graph, ir.Graph)
-    user.graph.insert_before(user, b.nodes)
-    ir.convenience.replace_all_uses_with(output, found, replace_graph_outputs=True)
-    found.name, output.name = output.name, names.fresh("element")
-    user.graph.remove(user, safe=True)
 
 
 def _number(node: ir.Node, name: str, default: int) -> int:

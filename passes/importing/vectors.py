@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gradcut.ops import Builder, Names
+from gradcut.passes.importing.instead import put_instead
 
 
 def is_transposed_by_vector(node: ir.Node) -> bool:
@@ -25,14 +26,11 @@ def is_transposed_by_vector(node: ir.Node) -> bool:
 
 def by_column(node: ir.Node, names: Names) -> None:
     """Multiply by a column, and take its axis away again."""
-    b, graph, output = Builder(names, prefix=f"{node.outputs[0].name}_"), node.graph, node.outputs[0]
+    b, output = Builder(names, prefix=f"{node.outputs[0].name}_"), node.outputs[0]
     A, B = node.inputs
-    assert isinstance(graph, ir.Graph) and A is not None and B is not None
+    assert A is not None and B is not None
     column = b.op("Unsqueeze", B, b.ints([1]), dtype=B.dtype, shape=ir.Shape([*(B.shape or ()), 1]))
     product = b.op("MatMul", A, column, dtype=output.dtype)
     product.producer().metadata_props.update(node.metadata_props)  # type: ignore[union-attr]
     result = b.op("Squeeze", product, b.ints([-1]), dtype=output.dtype, shape=output.shape)
-    graph.insert_before(node, b.nodes)
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    result.name, output.name = output.name, names.fresh(f"{output.name}_before")
-    graph.remove(node, safe=True)
+    put_instead(b, result, node, names)
