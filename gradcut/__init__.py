@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradcut.passes import Pipeline
     from gradcut.rules import register_rule
     from gradcut.runtime.session import TrainingSession
+    from gradcut.steps import Step
 
 #: Where each public name lives. It is imported on first use: the command line's help needs none of them, and a
 #: `TrainingSession` is the only one that needs a runtime.
@@ -37,6 +38,7 @@ _HOMES = {
     "Pipeline": "passes",
     "RMSprop": "optimizers",
     "SGD": "optimizers",
+    "Step": "steps",
     "TrainingArtifacts": "artifacts",
     "TrainingSession": "runtime.session",
     "analyze": "api",
@@ -64,6 +66,7 @@ __all__ = [
     "GradcutError",
     "Pipeline",
     "RMSprop",
+    "Step",
     "TrainingArtifacts",
     "TrainingSession",
     "analyze",

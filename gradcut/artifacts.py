@@ -9,6 +9,10 @@ DIR/checkpoint.safetensors  parameters, optimizer state, running statistics, ste
 DIR/weights.bin             large weights, once for all graphs
 DIR/best.safetensors        the checkpoint of the best evaluation, by gradcut train
 DIR/manifest.json           the roles of every input and output, what was cut and why, hashes
+
+Of several steps over one set of parameters, each has a folder of its own, DIR/STEP/, with its four graphs; the model,
+the checkpoint, the weights and the manifest are there once, at the top. A step's folder links to the weights, since
+runtimes read no weights from outside of a model's folder.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +33,11 @@ import onnx_ir as ir
 from gradcut import checkpoint
 from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.io import atomic_directory, locked, sha256
+from gradcut.marked import mark_given
 
 SCHEMA, VERSION = "gradcut.artifacts", 1
+#: What the manifests of several steps have in common.
+SHARED = ("schema", "version", "producer", "target", "opset", "runtime", "seed")
 MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.bin"
@@ -55,6 +63,8 @@ class TrainingArtifacts:
         manifest: everything a host needs to know, as JSON; see the README.
         start: the checkpoint's record: ``step``, ``seed``, and ``extra``, such as the position in the data.
         folder: where the artifacts were loaded from, None for fresh ones.
+        steps: of several named steps, the artifacts of each, over the same tensors; empty where there is one alone. The
+            graphs are theirs then, `models` holds the model alone, and `manifest` what they have in common.
     """
 
     models: Mapping[str, ir.Model]
@@ -62,6 +72,7 @@ class TrainingArtifacts:
     manifest: dict[str, Any]
     start: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
+    steps: Mapping[str, TrainingArtifacts] = field(default_factory=dict)
 
     @property
     def model(self) -> ir.Model:
@@ -92,24 +103,38 @@ class TrainingArtifacts:
         """
         target = Path(path)
         check_target(target, force)
-        with atomic_directory(target, OURS) as staging:
-            graphs = {name: self.models[name] for name in ("model", *GRAPHS) if name in self.models}
+        with atomic_directory(target, OURS | {*self.steps} | _steps_in(target)) as staging:
+            graphs = self._files()
             shared = _write_weights(graphs, staging)
             for name, graph in graphs.items():
-                ir.save(_with_external(graph, shared, staging), staging / f"{name}.onnx")
+                place = staging / f"{name}.onnx"
+                place.parent.mkdir(exist_ok=True)
+                ir.save(_with_external(graph, shared, place.parent), place)
+            for name in self.steps if shared else ():
+                _link(staging / WEIGHTS, staging / name / WEIGHTS)
             checkpoint.save(staging / CHECKPOINT, self.tensors, self.start)
-            files = sorted(file.name for file in staging.iterdir() if file.name != CHECKPOINT)
+            every = (file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
+            files = sorted(name for name in every if name != CHECKPOINT)
             manifest = {**self.manifest, "files": {name: sha256(staging / name) for name in files}}
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    def _files(self) -> dict[str, ir.Model]:
+        """The graphs by the place that each has in a directory."""
+        graphs = {name: self.models[name] for name in ("model", *GRAPHS) if name in self.models}
+        for step, one in self.steps.items():
+            graphs |= {f"{step}/{name}": graph for name, graph in one.graphs().items()}
+        return graphs
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainingArtifacts:
-        """Artifacts from their directory, files checked against the manifest's hashes.
+        """Artifacts from their directory, or from that of one of several steps; files are checked against hashes.
 
         Raises:
             ArtifactsError: no artifacts there, of another version, or a file changed since.
         """
         folder = Path(path)
+        if not (folder / MANIFEST).exists() and folder.name in _steps_in(folder.parent):
+            return cls.load(folder.parent).steps[folder.name]
         manifest = read_manifest(folder)
         for name, digest in manifest["files"].items():
             if not (folder / name).is_file():
@@ -118,11 +143,24 @@ class TrainingArtifacts:
                 raise ArtifactsError(f"{folder}: {name} is not the file that was compiled; compile again")
         names = ["model", *(name for name in GRAPHS if f"{name}.onnx" in manifest["files"])]
         tensors, start = checkpoint.load(folder / CHECKPOINT)
-        return cls(_Files(folder, names), tensors, manifest, start, folder)
+        models = _Files(folder, names)
+        steps = {
+            name: cls(
+                _StepFiles(folder / name, models, said), tensors, _manifest_of(manifest, name), start, folder / name
+            )
+            for name, said in manifest.get("steps", {}).items()
+        }
+        return cls(models, tensors, manifest, start, folder, steps)
 
     def graphs(self) -> dict[str, ir.Model]:
         """The graphs there are, by name."""
         return {name: self.models[name] for name in GRAPHS if name in self.models}
+
+    def require_one(self, what: str) -> None:
+        """Raise where there are several steps; `what` wants one."""
+        if self.steps:
+            several = ", ".join(str((self.folder or Path()) / name) for name in self.steps)
+            raise ArtifactsError(f"these artifacts have several steps, and {what} takes one: {several}")
 
     def save_ort_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write ONNX Runtime Training's own checkpoint; see `gradcut.runtime.ort_training`."""
@@ -131,7 +169,7 @@ class TrainingArtifacts:
 
     def __repr__(self) -> str:
         place = "in memory" if self.folder is None else str(self.folder)
-        graphs = ", ".join(name for name in GRAPHS if name in self.models)
+        graphs = ", ".join(self.steps or (name for name in GRAPHS if name in self.models))
         return f"<TrainingArtifacts: {len(self.trainable)} trainable tensors, {graphs}; {place}>"
 
     @property
@@ -155,8 +193,11 @@ class _Files(Mapping[str, ir.Model]):
     def __getitem__(self, name: str) -> ir.Model:
         found = self._read[name]
         if found is None:
-            found = self._read[name] = ir.load(self._folder / f"{name}.onnx")
+            found = self._read[name] = self._load(name)
         return found
+
+    def _load(self, name: str) -> ir.Model:
+        return ir.load(self._folder / f"{name}.onnx")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._read)
@@ -166,6 +207,41 @@ class _Files(Mapping[str, ir.Model]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._read
+
+
+class _StepFiles(_Files):
+    """Graphs of one of several steps; its model is the one at the top with the step's own marks and freezes."""
+
+    def __init__(self, folder: Path, top: Mapping[str, ir.Model], said: Mapping[str, Any]) -> None:
+        super().__init__(folder, ["model", *said["graphs"]])
+        self._top, self._said = top, said
+
+    def _load(self, name: str) -> ir.Model:
+        if name != "model":
+            return super()._load(name)
+        trained = [one["name"] for one in self._said["trainable"]]
+        return mark_given(self._top["model"].clone(), self._said["stop_at"], trained, self._said["frozen"])
+
+
+def _manifest_of(whole: Mapping[str, Any], step: str) -> dict[str, Any]:
+    """The manifest of one of several steps, as if it were alone."""
+    return {**{key: whole[key] for key in SHARED}, **whole["steps"][step]}
+
+
+def _steps_in(folder: Path) -> frozenset[str]:
+    """The folders of steps in a directory of artifacts."""
+    try:
+        return frozenset(read_manifest(folder).get("steps", {}))
+    except ArtifactsError:
+        return frozenset()
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file in a second place; a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,22 +13,19 @@ from gradcut.activity import Activity
 from gradcut.blocked import blocked_by
 from gradcut.cost import Cost, estimate
 from gradcut.errors import LossError, NothingTrainsError, SpecError
-from gradcut.graphs import StepNames, Trained, name_trained, optimizer_graph, sign, step_graph
+from gradcut.graphs import SlotNames, StepNames, Trained, name_trained, optimizer_graph, sign, step_graph
+from gradcut.marked import mark_given
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import UpdatePlan
 from gradcut.parameters import Decision, is_bias_or_norm
-from gradcut.passes import Emit, Lower, Pass, Pipeline, Simplify, Specialize, StopGradient
-from gradcut.passes.base import ACTIVITY, DECISIONS, FROZEN, GRADIENTS, LOSS, read_json
-from gradcut.passes.importer import name_nodes
-from gradcut.passes.importing.functions import inline
+from gradcut.passes import Emit, Lower, Pass, Pipeline, Simplify, Specialize
+from gradcut.passes.base import ACTIVITY, DECISIONS, GRADIENTS, HELD, LOSS, read_json, write_json
 from gradcut.passes.pipeline import Watch
 from gradcut.passes.propagate import main_values
 from gradcut.passes.random import DRAWS
 from gradcut.passes.specialize import MODES, STATE
-from gradcut.passes.stop_gradient import insert_marks
+from gradcut.passes.stop_gradient import frozen_names
 from gradcut.request import Request
-from gradcut.spec import match_values
-from gradcut.subgraphs import body_tensors
 from gradcut.text import join_names
 
 
@@ -48,21 +45,40 @@ class Compilation:
         self.loss = read_json(work, LOSS)
         if request.target == ort_graphs.TARGET:
             ort_graphs.require(work, request.update, self.loss is not None)
-        self.pipeline = Pipeline((*head.passes, *request.tail(self.loss is not None).passes))
+        backward = request.backward(self.loss is not None)
+        self.pipeline = Pipeline((*head.passes, *backward.passes, *request.emission().passes))
         self.forward = work.clone()
         self.values = main_values(self.forward.graph)
         self.decisions = self._chosen_from(work.meta[DECISIONS])
         self.user_inputs = [value.name for value in given.graph.inputs if value.name not in given.graph.initializers]
-        tail = Pipeline(self.pipeline.passes[len(head.passes) :])
         self.cost: Cost | None = None
-        tail.run(work, verify_each=verify_each, watch=self._watched(watch))
+        self._verify_each, self._watch = verify_each, self._watched(watch)
+        backward.run(work, verify_each=verify_each, watch=self._watch)
         self.activity: Activity = work.meta[ACTIVITY]
         self.gradients = read_json(work, GRADIENTS)
         self.state = read_json(work, STATE) or {}
         self.draws = read_json(work, DRAWS) or {}
         self.modes = read_json(work, MODES) or {}
+        self.held: list[str] = []
         self._check_reached()
         self.plan, self.groups, self.spared = self._resolved()
+
+    @property
+    def moves(self) -> dict[str, None]:
+        """What a step moves: the parameters that get a gradient, then running statistics."""
+        return dict.fromkeys([*self.gradients["wrt"], *self.state])
+
+    def finish(self, moved: Iterable[str] = ()) -> None:
+        """Lower and emit.
+
+        Args:
+            moved: what other steps over the same parameters move: inputs of this one's graphs.
+        """
+        self.held = [name for name in moved if name not in self.moves]
+        if self.held:
+            for model in (self.work, self.forward):
+                write_json(model, HELD, self.held)
+        self.request.emission().run(self.work, verify_each=self._verify_each, watch=self._watch)
 
     def _resolved(self) -> tuple[UpdatePlan, dict[str, list[int]], list[str]]:
         known = self.values
@@ -104,8 +120,8 @@ class Compilation:
 
     # --- graphs ----------------------------------------------------------------------------------------------
 
-    def graphs(self) -> tuple[list[Trained], StepNames, dict[str, ir.Model]]:
-        """What trains, the names of the scalars of a step, and the graphs by name."""
+    def graphs(self, slots: SlotNames) -> tuple[list[Trained], StepNames, dict[str, ir.Model]]:
+        """What trains, the names of the scalars of a step, and the graphs by name; after `finish`."""
         request, work = self.request, self.work
         names = Names.of(work)
         scalars = StepNames(
@@ -118,7 +134,7 @@ class Compilation:
         if request.target == ort_graphs.TARGET:
             trained, graphs = ort_graphs.build(work, request.update.optimizer, self.gradients["wrt"], self.state)
         else:
-            trained = name_trained(work, self.gradients["wrt"], self.plan, names)
+            trained = name_trained(work, self.gradients["wrt"], self.plan, names, slots)
             graphs = {
                 "training_model": work,
                 "optimizer_model": optimizer_graph(self.plan, trained, scalars, work.opset_imports[""]),
@@ -146,24 +162,13 @@ class Compilation:
         return model
 
     def marked(self, trained: Sequence[str]) -> ir.Model:
-        """The model as it was given, with the marks and freezes that were asked for.
+        """The model as it was given, with the marks and freezes that were asked for."""
+        return mark_given(self.given, self.request.stop_at, trained, self.frozen)
 
-        Its functions are inlined where what trains, or a mark, is inside one.
-        """
-        given, places = self.given, self.request.stop_at
-        known = main_values(given.graph)
-        there = {*known, *body_tensors(given.graph)} >= set(trained)
-        if not (there and all(_matches(pattern, given.graph) for pattern in places)):
-            inline(given)
-        unnamed = {node: node.name for node in given.graph.all_nodes()}
-        name_nodes(given)  # as the import named them, so that ``value->node`` finds them here too
-        found = [pattern for pattern in places if _matches(pattern, given.graph)]
-        insert_marks(given, match_values(found, given.graph), "stop-at")
-        for node, name in unnamed.items():
-            node.name = name
-        StopGradient()(given)
-        given.metadata_props[FROZEN] = self.forward.metadata_props.get(FROZEN, "[]")
-        return given
+    @property
+    def frozen(self) -> list[str]:
+        """The parameters that are frozen, by the model or by what was asked."""
+        return sorted(frozen_names(self.forward))
 
     def tensors(self, trained: Sequence[Trained]) -> dict[str, np.ndarray]:
         """What the checkpoint starts with: every trained parameter, its slots, the state that moves."""
@@ -187,14 +192,6 @@ class Compilation:
         """For each trainable that the loss does not reach: what cut it off."""
         of = [self.loss["loss"]] if self.loss else list(self.gradients["seeds"])
         return blocked_by(self.forward, of, self.gradients["unreached"])
-
-
-def _matches(pattern: str, graph: ir.Graph) -> bool:
-    """False for what only the import has made, such as the inside of a function."""
-    try:
-        return bool(match_values([pattern], graph))
-    except SpecError:
-        return False
 
 
 def _array(value: ir.Value) -> np.ndarray:

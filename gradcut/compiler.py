@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import cast
-
-import onnx_ir as ir
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.compilation import Compilation
-from gradcut.errors import GradcutWarning
+from gradcut.build import of_one, of_steps
+from gradcut.errors import GradcutWarning, SpecError
 from gradcut.losses import Objective, as_text
-from gradcut.manifest import manifest
 from gradcut.optimizers import Groups, Optimizer, UpdateRequest, as_groups
-from gradcut.passes import Pipeline
 from gradcut.passes.importing.straight_through import allow
-from gradcut.passes.loss import attach_graph
 from gradcut.passes.pipeline import Watch, collection_held
 from gradcut.request import Request, as_optimizer, as_seed
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns
-
-Patterns = str | Sequence[str]
+from gradcut.steps import Patterns, Step, check_steps
 
 
 def compile(
@@ -38,6 +33,7 @@ def compile(
     dropout: str = "auto",
     seed: int = 0,
     *,
+    steps: Mapping[str, Step] | None = None,
     groups: Groups | None = None,
     no_decay: bool = False,
     clip_norm: float | None = None,
@@ -62,6 +58,9 @@ def compile(
         strict: a trainable that the loss does not reach is an error; otherwise it is left out of training and said.
         batch_norm, dropout: ``auto``, ``train`` or ``eval``; see `gradcut.passes.Specialize`.
         seed: what Dropout draws from.
+        steps: several players or objectives over one set of parameters, by name. What is said of a step alone (loss,
+            train, groups, no_decay, clip_norm, clip_value) is then said in its `Step`; `freeze` and `stop_at` hold for
+            all of them, `optimizer`, `batch_norm` and `dropout` for those that say none.
         groups: options of the optimizer for some parameters, by the patterns that `train` takes: ``{"head.*": {"lr":
             1e-2}}``, or texts, ``["head.*:lr=1e-2"]``. Options of all groups that match add up, and of two that say the
             same the later wins. The rate of a step is the base's: a group's is that times its lr / the optimizer's lr.
@@ -76,48 +75,72 @@ def compile(
     Raises:
         GradcutError: see `gradcut.errors`; nothing is written.
     """
-    request = Request(
-        loss=as_text(loss) or "",
-        train=as_patterns(train),
-        freeze=as_patterns(freeze),
-        stop_at=as_patterns(stop_at),
-        update=UpdateRequest(as_optimizer(optimizer), as_groups(groups), no_decay, clip_norm, clip_value, ema),
-        target=target,
-        strict=strict,
+    alone = {"loss": loss, "train": train, "groups": groups, "clip_norm": clip_norm, "clip_value": clip_value}
+    only = Step(
+        loss=loss,
+        train=train,
+        freeze=freeze,
+        stop_at=stop_at,
+        optimizer=optimizer,
+        groups=groups,
+        no_decay=no_decay,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
         batch_norm=batch_norm,
         dropout=dropout,
-        seed=as_seed(seed),
     )
+    common = {"target": target, "strict": strict, "seed": as_seed(seed)}
     given = own(model)
     allow(given, quantized)
     with collection_held():
-        work, head = with_loss(given, request, loss, verify_each, watch)
-        artifacts = _artifacts(Compilation(request, given, work, head, verify_each, watch))
+        if steps is None:
+            artifacts = of_one(given, _request(only, ema=ema, **common), loss, verify_each, watch)
+        else:
+            _require_alone({**alone, "ema": ema, "no_decay": no_decay or None})
+            artifacts = of_steps(given, _asked(steps, only, common), verify_each, watch)
     for text in artifacts.manifest["warnings"]:
         warnings.warn(text, GradcutWarning, stacklevel=2)
     return artifacts
 
 
-def with_loss(
-    given: ir.Model, request: Request, loss: Objective, verify_each: bool, watch: Watch | None
-) -> tuple[ir.Model, Pipeline]:
-    """A copy of the model with its loss attached, and the passes that did it."""
-    work, head = given.clone(), request.head()
-    graph = cast(Source, loss) if as_text(loss) is None else None
-    if graph is not None:
-        head = Pipeline(head.passes[:-1])
-    head.run(work, verify_each=verify_each, watch=watch)
-    if graph is not None:
-        attach_graph(work, own(graph), {}, "the loss graph")
-    return work, head
-
-
-def _artifacts(compilation: Compilation) -> TrainingArtifacts:
-    trained, scalars, graphs = compilation.graphs()
-    request = compilation.request
-    return TrainingArtifacts(
-        {"model": compilation.marked([one.name for one in trained]), **graphs},
-        tensors=compilation.tensors(trained),
-        manifest=manifest(compilation, graphs, trained, scalars),
-        start={"step": 0, "seed": request.seed, "optimizer": request.update.optimizer.spec(), "extra": {}},
+def _request(one: Step, ema: float | None = None, **common: Any) -> Request:
+    update = UpdateRequest(
+        as_optimizer(one.optimizer), as_groups(one.groups), one.no_decay, one.clip_norm, one.clip_value, ema
     )
+    return Request(
+        loss=as_text(one.loss) or "",
+        train=as_patterns(one.train),
+        freeze=as_patterns(one.freeze),
+        stop_at=as_patterns(one.stop_at),
+        update=update,
+        batch_norm=one.batch_norm or "auto",
+        dropout=one.dropout or "auto",
+        outputs=as_patterns(one.outputs),
+        **common,
+    )
+
+
+def _asked(steps: Mapping[str, Step], every: Step, common: Mapping[str, Any]) -> list[tuple[Request, Objective]]:
+    """Each step with what is said for all of them."""
+    check_steps(steps)
+    if common["target"] != "onnx":
+        raise SpecError(f"several steps are compiled for the target onnx; {common['target']} takes one")
+    asked = []
+    for name, step in steps.items():
+        whole = replace(
+            step,
+            freeze=(*as_patterns(every.freeze), *as_patterns(step.freeze)),
+            stop_at=(*as_patterns(every.stop_at), *as_patterns(step.stop_at)),
+            optimizer=every.optimizer if step.optimizer is None else step.optimizer,
+            batch_norm=every.batch_norm if step.batch_norm is None else step.batch_norm,
+            dropout=every.dropout if step.dropout is None else step.dropout,
+        )
+        asked.append((_request(whole, step=name, **common), step.loss))
+    return asked
+
+
+def _require_alone(said: Mapping[str, Any]) -> None:
+    """Raise where what belongs into a step is said beside the steps."""
+    named = [name for name, value in said.items() if value is not None]
+    if named:
+        raise SpecError(f"with steps=, {named[0]} belongs into the step: gradcut.Step({named[0]}=...)")

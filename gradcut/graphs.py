@@ -51,14 +51,36 @@ class StepNames:
     gradient_norm: str | None = None
 
 
-def name_trained(training: ir.Model, gradients: Mapping[str, str], plan: UpdatePlan, names: Names) -> list[Trained]:
+class SlotNames:
+    """Names of optimizer state: one of a kind over all steps that share a checkpoint.
+
+    Args:
+        names: what is taken in any of their graphs.
+        owner: the step that the state is of; empty: steps that update a parameter alike share its state.
+    """
+
+    def __init__(self, names: Names, owner: str = "") -> None:
+        self._names, self._prefix = names, f"{owner}/" if owner else ""
+        self._given: dict[tuple[str, str], str] = {}
+
+    def of(self, parameter: str, slot: str) -> str:
+        """The name of one slot, the same whenever it is asked for."""
+        if (parameter, slot) not in self._given:
+            self._given[parameter, slot] = self._names.fresh(f"{self._prefix}{parameter}_{slot}")
+        return self._given[parameter, slot]
+
+
+def name_trained(
+    training: ir.Model, gradients: Mapping[str, str], plan: UpdatePlan, names: Names, state: SlotNames
+) -> list[Trained]:
     """Names for the slots and the next values of every trained parameter, in the order of the graph's inputs."""
     inputs = {value.name: value for value in training.graph.inputs}
     trained = []
     for name, gradient in gradients.items():
         value = inputs[name]
         assert value.dtype is not None and value.shape is not None
-        slots = {slot: names.fresh(f"{name}_{slot}") for slot in plan.slots(name)}
+        slots = {slot: state.of(name, slot) for slot in plan.slots(name)}
+        names.take(slots.values())
         nexts = {key: names.fresh(f"{key}{NEXT}") for key in (name, *slots.values())}
         trained.append(Trained(name, gradient, value.dtype, value.shape, slots, nexts))
     return trained

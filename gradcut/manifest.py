@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from gradcut import ort_graphs
-from gradcut.artifacts import SCHEMA, VERSION
+from gradcut.artifacts import SCHEMA, SHARED, VERSION, TrainingArtifacts
 from gradcut.compilation import Compilation
 from gradcut.graphs import StepNames, Trained, own_version, signature
 from gradcut.passes.base import FROZEN, TRAINABLE, read_json
@@ -45,6 +45,8 @@ def manifest(
         "loss": c.loss,
         "optimizer": _described(c),
         "seed": request.seed,
+        "stop_at": list(request.stop_at),
+        "frozen": c.frozen,
         "names": {key: name if name in ports else None for key, name in asdict(scalars).items()},
         "graphs": signatures,
         "trainable": [_trainable(c, one) for one in trained],
@@ -57,6 +59,32 @@ def manifest(
         "cut": [edge._asdict() for edge in c.activity.cut],
         "cost": c.cost.as_dict() if c.cost is not None else {},
     }
+
+
+def manifest_of_steps(steps: Mapping[str, TrainingArtifacts]) -> dict[str, Any]:
+    """Of several steps: what they share, and the manifest of each under its name."""
+    each = {name: one.manifest for name, one in steps.items()}
+    shared = {key: next(iter(each.values()))[key] for key in SHARED}
+    trained = {one["name"]: {"name": one["name"]} for said in each.values() for one in said["trainable"]}
+    state = {name: after for said in each.values() for name, after in said["state"].items()}
+    warned = dict.fromkeys(f"{name}: {text}" for name, said in each.items() for text in said["warnings"])
+    return {
+        **shared,
+        "trainable": list(trained.values()),
+        "state": state,
+        "parameters": _over_steps([said["parameters"] for said in each.values()]),
+        "warnings": list(warned),
+        "steps": {name: {k: v for k, v in said.items() if k not in SHARED} for name, said in each.items()},
+    }
+
+
+def _over_steps(listed: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Each parameter once: trained where a step trains it, else as the first step that knows it has it."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in (one for parameters in listed for one in parameters):
+        if one["name"] not in found or one["status"] == "trained":
+            found[one["name"]] = one
+    return list(found.values())
 
 
 def _described(c: Compilation) -> dict[str, Any]:
@@ -135,7 +163,7 @@ def _roles(c: Compilation, trained: Sequence[Trained], scalars: StepNames) -> di
     roles |= {one.gradient: "gradient" for one in trained}
     roles |= {slot: "slot" for one in trained for slot in one.slots.values()}
     roles |= {name: "next" for one in trained for name in one.next.values()}
-    roles |= dict.fromkeys(c.state, "state") | dict.fromkeys(c.state.values(), "next")
+    roles |= dict.fromkeys(c.state, "state") | dict.fromkeys(c.state.values(), "next") | dict.fromkeys(c.held, "held")
     roles |= {scalars.learning_rate: "learning_rate", scalars.step: "step", scalars.step_next: "next"}
     if scalars.gradient_norm is not None:
         roles[scalars.gradient_norm] = "gradient_norm"

@@ -41,6 +41,10 @@ class Names:
     def take(self, names: Iterable[str | None]) -> None:
         self._taken.update(name for name in names if name)
 
+    @property
+    def taken(self) -> frozenset[str]:
+        return frozenset(self._taken)
+
     def fresh(self, base: str) -> str:
         if base not in self._taken:
             self._taken.add(base)

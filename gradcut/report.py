@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.compiler import with_loss
+from gradcut.build import with_loss
 from gradcut.cost import NOMINAL, Cost, estimate
 from gradcut.dims import is_float
 from gradcut.errors import GradcutError

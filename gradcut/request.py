@@ -15,7 +15,7 @@ from gradcut.passes import (
     Fold,
     Import,
     Lower,
-    Pass,
+    Narrow,
     Pipeline,
     Propagate,
     Simplify,
@@ -26,7 +26,12 @@ from gradcut.passes import (
 
 @dataclass(frozen=True)
 class Request:
-    """One compilation, with everything said in one form."""
+    """One compilation, with everything said in one form.
+
+    Attributes:
+        step: its name among several over one set of parameters; empty: it is the only one.
+        outputs: of such a step, the model's outputs that it gives, see `gradcut.passes.Narrow`.
+    """
 
     loss: str
     train: tuple[str, ...]
@@ -38,22 +43,37 @@ class Request:
     batch_norm: str
     dropout: str
     seed: int
+    step: str = ""
+    outputs: tuple[str, ...] = ()
 
-    def head(self) -> Pipeline:
-        """Up to the loss; what comes after depends on whether there is one."""
+    def head(self, attach: bool = True) -> Pipeline:
+        """Up to the loss; what comes after depends on whether there is one.
+
+        Args:
+            attach: without it, a loss that the text does not say is put on afterwards.
+        """
         choose = StopGradient(at=self.stop_at, train=self.train, freeze=self.freeze, choose=True)
-        return Pipeline((Import(), choose, Fold(), AttachLoss(spec=self.loss)))
+        return Pipeline((Import(), choose, Fold(), *((AttachLoss(spec=self.loss),) if attach else ())))
+
+    def narrowed(self) -> Pipeline:
+        """What one of several steps does not compute goes."""
+        return Pipeline((Narrow(outputs=self.outputs),) if self.step else ())
 
     def tail(self, has_loss: bool) -> Pipeline:
-        return Pipeline((*self.backward(has_loss), Lower(target=self.target), Emit()))
+        return Pipeline((*self.backward(has_loss).passes, *self.emission().passes))
 
-    def backward(self, has_loss: bool) -> tuple[Pass, ...]:
-        return (
-            Propagate(),
-            Specialize(batch_norm=self.batch_norm, dropout=self.dropout),
-            Differentiate(seed="one" if has_loss else "input", keep=True, unreached="drop"),
-            Simplify(),
+    def backward(self, has_loss: bool) -> Pipeline:
+        return Pipeline(
+            (
+                Propagate(),
+                Specialize(batch_norm=self.batch_norm, dropout=self.dropout, own=bool(self.step)),
+                Differentiate(seed="one" if has_loss else "input", keep=True, unreached="drop"),
+                Simplify(),
+            )
         )
+
+    def emission(self) -> Pipeline:
+        return Pipeline((Lower(target=self.target), Emit()))
 
 
 def as_seed(seed: int) -> int:

@@ -27,6 +27,8 @@ QUESTION = "gradcut.question"
 GRADIENTS = "gradcut.gradients"
 PIPELINE = "gradcut.pipeline"
 LOSS = "gradcut.loss"
+#: Initializers that something else than the step at hand moves: another step, or the update of a declared state.
+HELD = "gradcut.held"
 #: Key of `ir.Model.meta`, which no file holds: the `Activity` that `propagate` found.
 ACTIVITY = "gradcut.activity"
 #: Likewise: what each constant of the model is, as `stop-gradient` found it when it chose.

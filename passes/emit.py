@@ -17,7 +17,7 @@ from gradcut.dialect import DOMAIN, declare, is_mark
 from gradcut.dims import same_shape
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
-from gradcut.passes.base import GRADIENTS, Pass, read_json, register
+from gradcut.passes.base import GRADIENTS, HELD, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.random import DRAWS
 from gradcut.passes.specialize import STATE
@@ -29,6 +29,8 @@ IR_VERSION = 10
 @dataclass(frozen=True)
 class Emit(Pass):
     """Make a lowered model a graph for a runtime.
+
+    What is held (moved by something else than this step) becomes an input too, where it is read.
 
     Attributes:
         inputs: initializers that become inputs, after those there are; empty: the trainables that got a gradient,
@@ -45,7 +47,7 @@ class Emit(Pass):
         left = sorted({node.op_type for graph in model.graphs() for node in graph if node.domain == DOMAIN})
         if left:
             raise PipelineError(f"emit finds {', '.join(left)} that no lowering has replaced; run lower before it")
-        _order_inputs(model, self.inputs or _moving(model))
+        _order_inputs(model, [*(self.inputs or _moving(model)), *_held(model)])
         _order_outputs(model)
         _drop_unread(model.graph)
         declare(model)
@@ -97,6 +99,13 @@ def _settle_choices(model: ir.Model) -> None:
 def _moving(model: ir.Model) -> list[str]:
     gradients = read_json(model, GRADIENTS) or {"wrt": {}}
     return [*gradients["wrt"], *(read_json(model, STATE) or {})]
+
+
+def _held(model: ir.Model) -> list[str]:
+    """Those that are read; what is not needs no place among the inputs."""
+    names = read_json(model, HELD) or ()
+    known = model.graph.initializers
+    return [name for name in names if name in known and (known[name].uses() or known[name].is_graph_output())]
 
 
 def _order_inputs(model: ir.Model, moving: Sequence[str]) -> None:

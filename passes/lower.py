@@ -16,7 +16,7 @@ from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
 from gradcut.errors import PipelineError
 from gradcut.lowering import Call, choose, rewrite
 from gradcut.ops import Builder, Names
-from gradcut.passes.base import GRADIENTS, Pass, read_json, register
+from gradcut.passes.base import GRADIENTS, HELD, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
 
 TARGETS = ("onnx", "ort-training")
@@ -37,8 +37,9 @@ class Lower(Pass):
             raise PipelineError(f"lower has no target {self.target!r}; it has {', '.join(TARGETS)}")
         names = Names.of(model)
         gradients = read_json(model, GRADIENTS) or {"wrt": {}}
+        varying = frozenset((*gradients["wrt"], *(read_json(model, HELD) or ())))
         for graph in model.graphs():
-            _lower_graph(graph, names, frozenset(gradients["wrt"]), forward=self.target == "onnx")
+            _lower_graph(graph, names, varying, forward=self.target == "onnx")
             _guard_statistics(graph, names)
         remove_dead(model)
         declare(model)

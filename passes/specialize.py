@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,8 +19,8 @@ import onnx_ir as ir
 from gradcut.dialect import is_mark
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
-from gradcut.parameters import constant_tensor
-from gradcut.passes.base import TRAINABLE, Pass, read_json, register, write_json
+from gradcut.parameters import Decision, constant_tensor
+from gradcut.passes.base import DECISIONS, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.body_draws import with_turns
 from gradcut.passes.random import GENERATORS, Draws
 from gradcut.passes.stop_gradient import frozen_names
@@ -43,18 +44,21 @@ class Specialize(Pass):
             (by name or scope; where only one of scale and bias is frozen, the other decides).
         dropout: ``auto``: as the file says; ``train``; ``eval``.
         draws: have the operators that generate random numbers draw from (seed, step, node) too.
+        own: only the statistics of norms that train move, by their scale and bias, or where these are no parameters by
+            the weights right before them: of several steps over one model, none moves what another one trains.
     """
 
     name: ClassVar[str] = "specialize"
     batch_norm: str = "auto"
     dropout: str = "auto"
     draws: bool = True
+    own: bool = False
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         for option in ("batch_norm", "dropout"):
             if getattr(self, option) not in CHOICES:
                 raise PipelineError(f"specialize: {option} is one of {', '.join(CHOICES)}")
-        _batch_norms(model, self.batch_norm)
+        _batch_norms(model, self.batch_norm, self.own)
         _draws(model, self.dropout, self.draws)
         return ir.passes.PassResult(model, modified=True)
 
@@ -62,7 +66,7 @@ class Specialize(Pass):
 # --- 1. BatchNormalization -----------------------------------------------------------------------------------
 
 
-def _batch_norms(model: ir.Model, choice: str) -> None:
+def _batch_norms(model: ir.Model, choice: str, own: bool) -> None:
     frozen, trained = frozen_names(model), set(read_json(model, TRAINABLE) or ())
     names = Names.of(model)
     current: dict[ir.Value, ir.Value] = {}
@@ -75,7 +79,8 @@ def _batch_norms(model: ir.Model, choice: str) -> None:
         if inner and training:
             training = _flag(node)
         elif training:
-            _train(model.graph, node, names, current)
+            still = own and not _parameters_of(node, model.meta.get(DECISIONS, {})) & trained
+            _train(model.graph, node, names, {} if still else current)
         else:
             _infer(node, names)
         modes[node.name or ""] = "train" if training else "eval"
@@ -86,7 +91,7 @@ def _batch_norms(model: ir.Model, choice: str) -> None:
 
 def _trains(node: ir.Node, choice: str, frozen: set[str], trained: set[str]) -> bool:
     """A freeze that leaves neither scale nor bias to train names the node; where one of them trains, it does not."""
-    names = {_origin(value, _CARRIERS).name for value in node.inputs[1:3] if value is not None}
+    names = _named(node.inputs[1:3])
     if choice == "eval" or (names & frozen and not names & trained):
         return False
     return choice == "train" or _flag(node) or bool(names & trained)
@@ -100,6 +105,25 @@ def _origin(value: ir.Value, through: frozenset[str]) -> ir.Value:
             break
         value = source
     return value
+
+
+def _parameters_of(norm: ir.Node, decisions: Mapping[str, Decision]) -> set[str]:
+    """The parameters that a norm goes with: its scale and bias, else those of the first nodes before it with any."""
+    known = {name for name, one in decisions.items() if one.kind == "parameter"}
+    found = _named(norm.inputs[1:3]) & known
+    nodes, seen = deque([norm]), {norm}
+    while nodes and not found:
+        for value in nodes.popleft().inputs:
+            producer = None if value is None else value.producer()
+            if producer is not None and producer not in seen:
+                seen.add(producer)
+                nodes.append(producer)
+                found |= _named(producer.inputs) & known
+    return found
+
+
+def _named(values: Iterable[ir.Value | None]) -> set[str]:
+    return {_origin(value, _CARRIERS).name or "" for value in values if value is not None}
 
 
 def _flag(node: ir.Node) -> bool:

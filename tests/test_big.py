@@ -92,7 +92,7 @@ def test_weights_handed_to_the_runtime_beside_the_graph(monkeypatch: pytest.Monk
     monkeypatch.setattr("gradcut.runtime.backend.MAX_BYTES", 1000)
     monkeypatch.setattr("gradcut.runtime.backend._HANDED_OVER", 1000)
     beside = gradcut.TrainingSession(artifacts, threads=1)
-    assert beside._training._beside and not inside._training._beside
+    assert beside.programs[""].training._beside and not inside.programs[""].training._beside
     for _ in range(3):
         assert beside.step(feeds).loss == inside.step(feeds).loss
     for name, array in inside.parameters().items():

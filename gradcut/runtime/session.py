@@ -7,54 +7,40 @@ state that a run writes goes into a spare, and the two are swapped afterwards.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, overload
 
 import numpy as np
 
 from gradcut import checkpoint
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.errors import ArtifactsError, CheckpointError, FeedError, LossError, SpecError
-from gradcut.optimizers import check_rate
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 from gradcut.report import NO_LOSS
 from gradcut.runtime import accumulation, backend
-from gradcut.runtime.backend import Runner, Slot, scalar, to_device
+from gradcut.runtime.backend import Slot
 from gradcut.runtime.ema import averages
-from gradcut.runtime.ema import slots as ema_slots
 from gradcut.runtime.export import export
-from gradcut.runtime.feeds import FeedCheck
-from gradcut.runtime.finite import require_finite_loss, require_finite_state
-from gradcut.runtime.updater import Updater
+from gradcut.runtime.finite import require_finite_state
+from gradcut.runtime.program import Memory, Program, StepResult
 from gradcut.subgraphs import body_tensors
+from gradcut.text import join_names, nearest
 
 Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+#: The name of the only step there is.
+ONLY = ""
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step or an evaluation gives.
-
-    Attributes:
-        loss: the objective; nan where the artifacts have none.
-        outputs: the model's outputs by name.
-        step: updates done after the call.
-        gradient_norm: where a step clips by it, the norm of all gradients together before it did; else None.
-    """
-
-    loss: float
-    outputs: dict[str, Array] = field(repr=False)
-    step: int
-    gradient_norm: float | None = None
+__all__ = ["ONLY", "StepResult", "TrainingSession"]
 
 
 class TrainingSession:
     """Trains compiled artifacts.
+
+    Of artifacts with several named steps, `step`, `evaluate` and `gradients` take the step's name before the feeds.
 
     Args:
         artifacts: from `gradcut.compile`, or the directory of saved ones; training goes on from their checkpoint.
@@ -64,6 +50,9 @@ class TrainingSession:
         optimizer_backend: ``host``: a numba kernel in place (CPU, float32 and float64); ``graph``: the emitted graph;
             ``auto``: host where it can be.
         provider_options: handed to the runtime, such as ``{"use_tf32": "0"}`` on CUDA.
+
+    Attributes:
+        programs: the graphs of each step by its name; of an only one, by the empty name.
     """
 
     def __init__(
@@ -77,14 +66,7 @@ class TrainingSession:
         backend.require(device)
         if threads is not None and threads < 1:
             raise SpecError(f"threads is {threads}; it is at least 1, or None for the cores there are")
-        if not isinstance(artifacts, TrainingArtifacts):
-            if not isinstance(artifacts, (str, os.PathLike)):
-                raise SpecError(f"a session trains TrainingArtifacts or their directory, not {artifacts!r}")
-            artifacts = TrainingArtifacts.load(artifacts)
-            loaded = dict(artifacts.tensors)
-            artifacts = replace(artifacts, tensors={})  # nobody else has them: one copy, the session's, is enough
-        else:
-            loaded = dict(artifacts.tensors)
+        artifacts, loaded = _opened(artifacts)
         if artifacts.manifest["target"] != "onnx":
             raise ArtifactsError(
                 f"these artifacts are of the target {artifacts.manifest['target']}, which onnxruntime.training.api "
@@ -92,27 +74,33 @@ class TrainingSession:
             )
         self.artifacts, self.device = artifacts, device
         self.manifest = artifacts.manifest
-        self._threads, self._options = threads, provider_options
-        self.steps = int(artifacts.start.get("step", 0))
         self._seed = int(artifacts.start.get("seed", self.manifest["seed"]))
         self._slots = {name: Slot(np.asarray(loaded.pop(name)), device) for name in tuple(loaded)}
-        self._training = self._runner("training_model")
-        self._evaluation: Runner | None = None
-        self._checks: dict[str, FeedCheck] = {}
-        self._gradients = {
-            one["gradient"]: Slot(np.zeros_like(self._slots[one["name"]].array), device)
-            for one in self.manifest["trainable"]
+        memory = Memory(self._slots, device, threads, provider_options)
+        self.programs = {
+            name: Program(one, memory, optimizer_backend)
+            for name, one in (artifacts.steps or {ONLY: artifacts}).items()
         }
-        self._updater = Updater(
-            self.manifest, self._slots, self._gradients, optimizer_backend, device, threads, self._runner
-        )
-        self.plan, self.optimizer_backend = self._updater.plan, self._updater.backend
+        self._count(artifacts.start)
+        first = next(iter(self.programs.values()))
+        if not artifacts.steps:
+            _ = first.training  # what a runtime does not take is said now
+        self.plan, self.optimizer_backend = first.updater.plan, first.updater.backend
         self.optimizer = self.plan.base
 
     # --- running ---------------------------------------------------------------------------------------------
 
-    def step(self, feeds: Mapping[str, Any] | Sequence[Mapping[str, Any]], lr: float | None = None) -> StepResult:
-        """One forward, backward and update.
+    @property
+    def steps(self) -> int:
+        """Updates done, those of all named steps together."""
+        return sum(one.steps for one in self.programs.values())
+
+    @overload
+    def step(self, feeds: Feeds, lr: float | None = None) -> StepResult: ...
+    @overload
+    def step(self, name: str, feeds: Feeds, lr: float | None = None) -> StepResult: ...
+    def step(self, *args: Any, **named: Any) -> StepResult:
+        """One forward, backward and update: ``step(feeds)``, or of several steps ``step("generator", feeds)``.
 
         Several micro-batches give the update of the one large batch that they are parts of, in the memory of one: their
         gradients are averaged by what each loss was averaged over (labels that are not ignored, else rows), or added
@@ -121,121 +109,72 @@ class TrainingSession:
         itself, and running statistics move with each. Each has random draws of its own, from (seed, step, its number).
 
         Args:
+            name: of the step, where there are several.
             feeds: arrays by the graph's input names; or a list of such, one a micro-batch.
             lr: the optimizer's own by default; groups with another rate keep their proportion to it.
 
         Raises:
-            FeedError: before anything moves. SpecError: a learning rate below 0 or not finite.
+            FeedError: before anything moves. SpecError: a learning rate below 0 or not finite, or no such step.
             NotFiniteError: the loss, of one micro-batch even, or the norm of the gradients where they are clipped by it
                 is NaN or infinite; nothing was updated.
         """
-        rate = self.optimizer.lr if lr is None else check_rate(lr)
-        batches: list[Any] = list(feeds) if isinstance(feeds, (list, tuple)) else [feeds]
-        if not batches:
-            raise FeedError("there is no micro-batch in the list to step on")
-        before = {name: self._slots[name].numpy() for name in self.manifest["state"]} if len(batches) > 1 else {}
-        try:
-            result = self._run_batches(batches, rate)
-            norm = self._updater.step(rate, self.steps)
-        except BaseException:
-            for name, array in before.items():
-                self._slots[name].assign(array)
-            raise
-        for name in self.manifest["state"]:
-            self._slots[name].swap()
-        self.steps += 1
-        return StepResult(result.loss, result.outputs, self.steps, norm)
+        program, feeds, (lr,) = self._said("step", args, named, lr=None)
+        return program.step(feeds, lr)
 
-    def _run_batches(self, batches: Sequence[Mapping[str, Any]], rate: float) -> StepResult:
-        """Loss, outputs and gradients of the micro-batches together; the last one's statistics are in the spares."""
-        checked = [self._checked("training_model", feeds) for feeds in batches]
-        if len(checked) == 1:
-            result = self._run_training(checked[0])
-            self._require_finite(result.loss, rate, checked[0])
-            return result
-        parts = accumulation.shares(self.manifest["loss"], checked)
-        results, last = [], len(checked) - 1
-        for number, (feeds, share) in enumerate(zip(checked, parts, strict=True)):
-            results.append(self._run_training(feeds, number))
-            if share:
-                where = f" in micro-batch {number + 1} of {len(checked)}"
-                self._require_finite(results[-1].loss, rate, feeds, where)
-            for slot in self._gradients.values():
-                accumulation.fold(slot, share, number == 0, number == last)
-            for name in self.manifest["state"] if number < last else ():
-                self._slots[name].swap()
-        loss = sum(one.loss * share for one, share in zip(results, parts, strict=True) if share)
-        return StepResult(loss, accumulation.joined([one.outputs for one in results]), self.steps)
-
-    def _require_finite(self, loss: float, rate: float, feeds: Mapping[str, Array], where: str = "") -> None:
-        if self.manifest["loss"] is not None:
-            require_finite_loss(loss, self.steps + 1, rate, where, self.manifest["loss"], feeds)
-
-    def evaluate(self, feeds: Mapping[str, Any], ema: bool = False) -> StepResult:
+    @overload
+    def evaluate(self, feeds: Mapping[str, Any], ema: bool = False) -> StepResult: ...
+    @overload
+    def evaluate(self, name: str, feeds: Mapping[str, Any], ema: bool = False) -> StepResult: ...
+    def evaluate(self, *args: Any, **named: Any) -> StepResult:
         """Loss and outputs in inference mode; the state is untouched.
 
         Args:
+            name, feeds: as of `step`.
             ema: with the running averages of the parameters in their place; running statistics are as they are.
 
         Raises:
             SpecError: averages are asked for, and the artifacts were compiled without `ema`.
         """
-        if self._evaluation is None:
-            self._evaluation = self._runner("eval_model")
-        inputs = self._inputs(self._checked("eval_model", feeds))
-        if ema:
-            inputs |= {name: self._average(name, slot) for name, slot in ema_slots(self.manifest).items()}
-        return self._result("eval_model", self._evaluation.run(inputs, {}))
+        program, feeds, (ema,) = self._said("evaluate", args, named, ema=False)
+        return program.evaluate(feeds, ema)
 
-    def gradients(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """The gradient of each trainable, not clipped, by the parameter's own name; the state is untouched."""
-        self._run_training(self._checked("training_model", feeds))
-        return {one["name"]: self._gradients[one["gradient"]].numpy() for one in self.manifest["trainable"]}
+    @overload
+    def gradients(self, feeds: Mapping[str, Any]) -> dict[str, Array]: ...
+    @overload
+    def gradients(self, name: str, feeds: Mapping[str, Any]) -> dict[str, Array]: ...
+    def gradients(self, *args: Any, **named: Any) -> dict[str, Array]:
+        """The gradient of each trainable, not clipped, by the parameter's own name; the state is untouched.
 
-    def _average(self, name: str, slot: str) -> Any:
-        """A running average on the device, in its parameter's dtype."""
-        dtype, average = self._slots[name].array.dtype, self._slots[slot]
-        if average.array.dtype == dtype:
-            return average.current
-        return to_device(average.numpy().astype(dtype), self.device)
+        Args:
+            name, feeds: as of `step`.
+        """
+        program, feeds, _ = self._said("gradients", args, named)
+        return program.gradients(feeds)
 
-    def _run_training(self, feeds: Mapping[str, Array], part: int = 0) -> StepResult:
-        """Gradients into their buffers and the next statistics into the spares; `part`: which micro-batch it is."""
-        outputs = {name: slot.current for name, slot in self._gradients.items()}
-        outputs |= {after: self._slots[name].spare for name, after in self.manifest["state"].items()}
-        results = self._training.run(self._inputs(feeds, part), outputs)
-        return self._result("training_model", results)
+    def _said(
+        self, what: str, args: Sequence[Any], named: Mapping[str, Any], **defaults: Any
+    ) -> tuple[Program, Any, list[Any]]:
+        """The step that is meant, its feeds, and the options behind them."""
+        with_name = "name" in named or (args and isinstance(args[0], str))
+        wanted = [*(["name"] if with_name else []), "feeds", *defaults]
+        said = {**defaults, **dict(zip(wanted, args, strict=False)), **named}
+        if len(args) > len(wanted) or "feeds" not in said or {*said} - {*wanted}:
+            raise FeedError(f"session.{what} takes {', '.join(wanted)}; feeds are arrays by the names of the inputs")
+        return self.program(said.get("name", ONLY)), said["feeds"], [said[name] for name in defaults]
 
-    def _checked(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        if graph not in self._checks:
-            ports = self.manifest["graphs"][graph]["inputs"]
-            given = [port for port in ports if port["role"] in ("user", "label", "cotangent")]
-            self._checks[graph] = FeedCheck(given, self.manifest["loss"])
-        return self._checks[graph](feeds)
+    def program(self, name: str = ONLY) -> Program:
+        """One of the steps.
 
-    def _inputs(self, feeds: Mapping[str, Array], part: int = 0) -> dict[str, Any]:
-        values = {name: to_device(array, self.device) for name, array in feeds.items()}
-        values |= {name: slot.current for name, slot in self._slots.items()}
-        names = self.manifest["names"]
-        values[names["step"]] = scalar(self.steps, np.int64)
-        if names["seed"] is not None:
-            values[names["seed"]] = scalar(accumulation.seed_of(self._seed, part), np.int64)
-        return values
-
-    def _result(self, graph: str, results: Mapping[str, Any]) -> StepResult:
-        loss, outputs = math.nan, {}
-        renamed = self.manifest["renamed"]
-        for port in self.manifest["graphs"][graph]["outputs"]:
-            if port["role"] == "loss":
-                loss = float(results[port["name"]].numpy().reshape(()))
-            if port["role"] == "output" and port["name"] in results:
-                outputs[renamed.get(port["name"], port["name"])] = results[port["name"]].numpy()
-        return StepResult(loss, outputs, self.steps)
-
-    def _runner(self, graph: str) -> Runner:
-        folder = self.artifacts.folder
-        source = self.artifacts.models[graph] if folder is None else Path(folder) / f"{graph}.onnx"
-        return Runner(source, self.device, self._threads, self._options)
+        Raises:
+            SpecError: there is no such one.
+        """
+        if name in self.programs:
+            return self.programs[name]
+        if ONLY in self.programs:
+            raise SpecError(f"these artifacts have one step, without a name, and no {name!r}: give the feeds alone")
+        missing = f"there is no step {name!r}" if name else "the name of a step comes before the feeds"
+        hint = nearest(name, self.programs, 1)
+        raise SpecError(f"{missing}; there are {join_names(self.programs)}" + (f". Nearest: {hint[0]}" if hint else ""))
 
     # --- state -----------------------------------------------------------------------------------------------
 
@@ -262,6 +201,10 @@ class TrainingSession:
                 found[name] = np.array(tensor.numpy(), copy=True)
         return found
 
+    def state(self) -> dict[str, Array]:
+        """What moves and is no parameter, such as running statistics, by its name in the given file, as copies."""
+        return {name: self._slots[name].numpy() for name in self.manifest["state"]}
+
     def save_checkpoint(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
         """Write parameters, optimizer state, statistics, step and seed, atomically.
 
@@ -273,12 +216,11 @@ class TrainingSession:
         """
         tensors = {name: slot.peek() for name, slot in self._slots.items()}
         require_finite_state(tensors.items(), self.steps, path)
-        record = {
-            "step": self.steps,
-            "seed": self._seed,
-            "optimizer": self.optimizer.spec(),
-            "extra": dict(extra or {}),
-        }
+        record = {"step": self.steps, "seed": self._seed, "extra": dict(extra or {})}
+        if ONLY in self.programs:
+            record |= {"optimizer": self.optimizer.spec()}
+        else:
+            record |= {"steps": {name: one.steps for name, one in self.programs.items()}}
         checkpoint.save(path, tensors, record)
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -291,8 +233,16 @@ class TrainingSession:
         _check_fits(tensors, self._slots, path)
         for name, array in tensors.items():
             self._slots[name].assign(array)
-        self.steps, self._seed = int(record["step"]), int(record.get("seed", self._seed))
+        self._seed = int(record.get("seed", self._seed))
+        self._count(record)
         return dict(record.get("extra", {}))
+
+    def _count(self, record: Mapping[str, Any]) -> None:
+        """Updates done by each step, and what each draws from: no two steps draw alike."""
+        done = record.get("steps", {ONLY: record.get("step", 0)})
+        for number, (name, program) in enumerate(self.programs.items()):
+            program.steps = int(done.get(name, 0))
+            program.seed = accumulation.seed_of(self._seed, -number)
 
     def export(self, path: str | os.PathLike[str], keep_marks: bool = False, ema: bool = False) -> None:
         """Write the given model with the trained parameters, or their running averages, and running statistics in it.
@@ -310,8 +260,21 @@ class TrainingSession:
 
     def require_loss(self) -> None:
         """Raise where the artifacts were compiled without an objective."""
-        if self.manifest["loss"] is None:
+        if any(one.manifest["loss"] is None for one in self.programs.values()):
             raise LossError(NO_LOSS)
+
+
+def _opened(
+    given: TrainingArtifacts | str | os.PathLike[str],
+) -> tuple[TrainingArtifacts, dict[str, Array]]:
+    """Artifacts, and their tensors: of a directory nobody else has them, and one copy, the session's, is enough."""
+    if isinstance(given, TrainingArtifacts):
+        return given, dict(given.tensors)
+    if not isinstance(given, (str, os.PathLike)):
+        raise SpecError(f"a session trains TrainingArtifacts or their directory, not {given!r}")
+    artifacts = TrainingArtifacts.load(given)
+    steps = {name: replace(one, tensors={}) for name, one in artifacts.steps.items()}
+    return replace(artifacts, tensors={}, steps=steps), dict(artifacts.tensors)
 
 
 def _check_fits(tensors: Mapping[str, Array], slots: Mapping[str, Slot], path: str | os.PathLike[str]) -> None:

@@ -57,6 +57,9 @@ class Trainer:
     def __init__(self, folder: str | os.PathLike[str], plan: Plan, device: str = "cpu") -> None:
         self.folder, self.plan = Path(folder), plan
         self.session = TrainingSession(folder, device=device)
+        self.session.artifacts.require_one(
+            "gradcut train (a loop of your own says which is when: session.step(NAME, feeds))"
+        )
         self.session.require_loss()
         self.loss = self.session.manifest["loss"]
         self._refuse_trained()

@@ -54,6 +54,7 @@ class Question:
 
 def of_artifacts(artifacts: TrainingArtifacts) -> Question:
     """The question of artifacts, without their loss: it is asked of what the loss reads."""
+    artifacts.require_one("a picture or an explanation")
     manifest = artifacts.manifest
     status = {one["name"]: one["status"] for one in manifest["parameters"]}
     status |= dict.fromkeys(manifest["state"], "state")

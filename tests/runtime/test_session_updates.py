@@ -150,7 +150,7 @@ def test_the_host_optimizer_writes_where_the_graph_reads() -> None:
     before = slot.current.numpy().copy()
     running.step(feeds())
     assert not np.array_equal(slot.current.numpy(), before)
-    assert isinstance(running._updater._kernel, HostOptimizer)
+    assert isinstance(running.program().updater._kernel, HostOptimizer)
 
 
 @pytest.mark.parametrize(

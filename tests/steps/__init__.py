@@ -1,0 +1,1 @@
+"""Several steps over one set of parameters."""
