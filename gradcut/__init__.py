@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradcut.passes import Pipeline
     from gradcut.rules import register_rule
     from gradcut.runtime.session import TrainingSession
+    from gradcut.state import EMA, State
     from gradcut.steps import Step
 
 #: Where each public name lives. It is imported on first use: the command line's help needs none of them, and a
@@ -32,12 +33,14 @@ _HOMES = {
     "Adam": "optimizers",
     "AdamW": "optimizers",
     "CutEdge": "activity",
+    "EMA": "state",
     "GradcutError": "errors",
     "LAMB": "optimizers",
     "LARS": "optimizers",
     "Pipeline": "passes",
     "RMSprop": "optimizers",
     "SGD": "optimizers",
+    "State": "state",
     "Step": "steps",
     "TrainingArtifacts": "artifacts",
     "TrainingSession": "runtime.session",
@@ -55,6 +58,7 @@ _HOMES = {
 _MODULES = ("errors", "losses", "passes", "schedules")
 
 __all__ = [
+    "EMA",
     "LAMB",
     "LARS",
     "SGD",
@@ -66,6 +70,7 @@ __all__ = [
     "GradcutError",
     "Pipeline",
     "RMSprop",
+    "State",
     "Step",
     "TrainingArtifacts",
     "TrainingSession",

@@ -3,7 +3,8 @@
 DIR/model.onnx              the model as it was given, with its marks
 DIR/training_model.onnx     loss, outputs, gradients and next state from inputs, trainables and state
 DIR/optimizer_model.onnx    the next parameters and slots
-DIR/step_model.onnx         both in one; not for the target ort-training
+DIR/state_model.onnx        the next of declared state, from the updated parameters; where state is declared
+DIR/step_model.onnx         all of that in one; not for the target ort-training
 DIR/eval_model.onnx         loss and outputs in inference mode
 DIR/checkpoint.safetensors  parameters, optimizer state, running statistics, step, seed
 DIR/weights.bin             large weights, once for all graphs
@@ -35,13 +36,13 @@ from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.io import atomic_directory, locked, sha256
 from gradcut.marked import mark_given
 
-SCHEMA, VERSION = "gradcut.artifacts", 1
+SCHEMA, VERSION = "gradcut.artifacts", 2
 #: What the manifests of several steps have in common.
 SHARED = ("schema", "version", "producer", "target", "opset", "runtime", "seed")
 MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.bin"
-GRAPHS = ("training_model", "optimizer_model", "step_model", "eval_model")
+GRAPHS = ("training_model", "optimizer_model", "state_model", "step_model", "eval_model")
 METRICS = "metrics.jsonl"
 BEST = "best.safetensors"
 #: What compiling and training write; saving again replaces these, and leaves what else lies there.
@@ -57,8 +58,9 @@ class TrainingArtifacts:
 
     Attributes:
         models: ``model``, the model as it was given, with its marks; ``training_model``, ``optimizer_model``,
-            ``step_model`` and ``eval_model``, the graphs; the target ort-training has no step_model. Each is an
-            attribute too. Those of a directory are read when they are first asked for.
+            ``state_model``, ``step_model`` and ``eval_model``, the graphs; there is a state_model where state is
+            declared, and no step_model for the target ort-training. Each is an attribute too. Those of a directory are
+            read when they are first asked for.
         tensors: what the checkpoint holds, by the names that the graphs' inputs have.
         manifest: everything a host needs to know, as JSON; see the README.
         start: the checkpoint's record: ``step``, ``seed``, and ``extra``, such as the position in the data.
@@ -85,6 +87,10 @@ class TrainingArtifacts:
     @property
     def optimizer_model(self) -> ir.Model:
         return self.models["optimizer_model"]
+
+    @property
+    def state_model(self) -> ir.Model | None:
+        return self.models.get("state_model")
 
     @property
     def eval_model(self) -> ir.Model:

@@ -12,20 +12,32 @@ from gradcut import ort_graphs
 from gradcut.activity import Activity
 from gradcut.blocked import blocked_by
 from gradcut.cost import Cost, estimate
-from gradcut.errors import LossError, NothingTrainsError, SpecError
-from gradcut.graphs import SlotNames, StepNames, Trained, name_trained, optimizer_graph, sign, step_graph
+from gradcut.errors import NothingTrainsError, SpecError
+from gradcut.graphs import (
+    SlotNames,
+    StepNames,
+    Trained,
+    append_state,
+    name_trained,
+    optimizer_graph,
+    sign,
+    step_graph,
+)
 from gradcut.marked import mark_given
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import UpdatePlan
 from gradcut.parameters import Decision, is_bias_or_norm
-from gradcut.passes import Emit, Lower, Pass, Pipeline, Simplify, Specialize
-from gradcut.passes.base import ACTIVITY, DECISIONS, GRADIENTS, HELD, LOSS, read_json, write_json
+from gradcut.passes import Capture, Emit, Lower, Pass, Pipeline, Simplify, Specialize
+from gradcut.passes.base import ACTIVITY, DECISIONS, DECLARED, GRADIENTS, HELD, LOSS, read_json, write_json
 from gradcut.passes.pipeline import Watch
 from gradcut.passes.propagate import main_values
 from gradcut.passes.random import DRAWS
 from gradcut.passes.specialize import MODES, STATE
 from gradcut.passes.stop_gradient import frozen_names
 from gradcut.request import Request
+from gradcut.starts import Starts, array
+from gradcut.state import State
+from gradcut.state_graph import Move, state_graph
 from gradcut.text import join_names
 
 
@@ -38,10 +50,14 @@ class Compilation:
         given: ir.Model,
         work: ir.Model,
         head: Pipeline,
-        verify_each: bool,
-        watch: Watch | None,
+        moves: Sequence[Move] = (),
+        states: Sequence[State] = (),
+        verify_each: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         self.request, self.given, self.work = request, given, work
+        self.moves, self.starts = moves, Starts(given, states)
+        self.declared: dict[str, ir.Value] = work.meta[DECLARED]
         self.loss = read_json(work, LOSS)
         if request.target == ort_graphs.TARGET:
             ort_graphs.require(work, request.update, self.loss is not None)
@@ -50,7 +66,8 @@ class Compilation:
         self.forward = work.clone()
         self.values = main_values(self.forward.graph)
         self.decisions = self._chosen_from(work.meta[DECISIONS])
-        self.user_inputs = [value.name for value in given.graph.inputs if value.name not in given.graph.initializers]
+        inputs = (value.name for value in given.graph.inputs if value.name not in given.graph.initializers)
+        self.user_inputs = [name for name in inputs if name not in self.declared]
         self.cost: Cost | None = None
         self._verify_each, self._watch = verify_each, self._watched(watch)
         backward.run(work, verify_each=verify_each, watch=self._watch)
@@ -60,21 +77,26 @@ class Compilation:
         self.draws = read_json(work, DRAWS) or {}
         self.modes = read_json(work, MODES) or {}
         self.held: list[str] = []
+        self.state_next: dict[str, str] = {}
+        self._captured = {name for one in head.passes if isinstance(one, Capture) for name in one.values} - {
+            value.name for value in given.graph.outputs
+        }
         self._check_reached()
         self.plan, self.groups, self.spared = self._resolved()
 
     @property
-    def moves(self) -> dict[str, None]:
-        """What a step moves: the parameters that get a gradient, then running statistics."""
+    def moved(self) -> dict[str, None]:
+        """What the training graph and the optimizer move: parameters that get a gradient, then running statistics."""
         return dict.fromkeys([*self.gradients["wrt"], *self.state])
 
     def finish(self, moved: Iterable[str] = ()) -> None:
         """Lower and emit.
 
         Args:
-            moved: what other steps over the same parameters move: inputs of this one's graphs.
+            moved: what other steps over the same parameters move: inputs of this one's graphs, as declared state is.
         """
-        self.held = [name for name in moved if name not in self.moves]
+        others = dict.fromkeys((*self.declared, *moved))
+        self.held = [name for name in others if name not in self.moved]
         if self.held:
             for model in (self.work, self.forward):
                 write_json(model, HELD, self.held)
@@ -88,7 +110,8 @@ class Compilation:
 
     def _chosen_from(self, decisions: dict[str, Decision]) -> dict[str, Decision]:
         """As when the trainables were chosen: what `fold` makes a Constant, or a loss brings, is no parameter."""
-        return {name: replace(one, value=self.values.get(name, one.value)) for name, one in decisions.items()}
+        kept = {name: value for name, value in self.values.items() if name not in self.declared}
+        return {name: replace(one, value=kept.get(name, one.value)) for name, one in decisions.items()}
 
     def _watched(self, watch: Watch | None) -> Watch:
         """Costs are estimated on the simplified graph, before lowering."""
@@ -140,10 +163,34 @@ class Compilation:
                 "optimizer_model": optimizer_graph(self.plan, trained, scalars, work.opset_imports[""]),
                 "step_model": step_graph(work, self.plan, trained, scalars, self.state),
             }
+            if self.moves:
+                graphs["state_model"] = self._state_graph(scalars, names)
+                after = {one.name: one.next[one.name] for one in trained} | self.state
+                append_state(graphs["step_model"], graphs["state_model"], after, self.captured)
         graphs["eval_model"] = self._evaluation([one.name for one in trained])
         for graph in graphs.values():
             sign(graph, str(self.pipeline))
         return trained, scalars, graphs
+
+    @property
+    def captured(self) -> list[str]:
+        """The names, in the training graph, of values that it gives for the updates of state alone."""
+        return [now for name, now in self.gradients["of"].items() if name in self._captured]
+
+    def _state_graph(self, scalars: StepNames, names: Names) -> ir.Model:
+        now = {value.name: value for value in self.work.graph.outputs}
+        renamed = {name: now[output] for name, output in self.gradients["of"].items() if output in now}
+        moving = {*self.moved, *self.held}
+        still = {name: value.const_value for name, value in self.values.items() if name not in moving}
+        model, self.state_next = state_graph(
+            self.moves,
+            self.work,
+            {**self.values, **self.declared, **renamed},
+            {name: tensor for name, tensor in still.items() if tensor is not None},
+            scalars.step,
+            names,
+        )
+        return model
 
     def _evaluation(self, trained: Sequence[str]) -> ir.Model:
         passes = (
@@ -151,7 +198,9 @@ class Compilation:
             Lower(target=self.request.target),
             Emit(inputs=(*trained, *self.state)),
         )
-        model = Pipeline(passes).run(self.forward.clone())
+        forward = self.forward.clone()
+        forward.graph.outputs[:] = [value for value in forward.graph.outputs if value.name not in self._captured]
+        model = Pipeline(passes).run(forward)
         b = Builder(Names.of(model))
         for position, value in enumerate(model.graph.outputs):
             if value.producer() is None:  # an input or a weight, copied under the name it has in the training graph
@@ -174,11 +223,13 @@ class Compilation:
         """What the checkpoint starts with: every trained parameter, its slots, the state that moves."""
         tensors: dict[str, np.ndarray] = {}
         for one in trained:
-            tensors[one.name] = _array(self.values[one.name])
+            tensors[one.name] = array(self.values[one.name])
             for slot, name in one.slots.items():
                 tensors[name] = self.plan.initial(one.name, slot, tensors[one.name], one.slot_dtype.numpy())
         for name in self.state:
-            tensors[name] = _array(self.values[name])
+            tensors[name] = array(self.values[name])
+        for name in self.declared:
+            tensors[name] = self.starts.of(self.declared[name])
         return tensors
 
     def overlooked(self) -> list[str]:
@@ -192,12 +243,3 @@ class Compilation:
         """For each trainable that the loss does not reach: what cut it off."""
         of = [self.loss["loss"]] if self.loss else list(self.gradients["seeds"])
         return blocked_by(self.forward, of, self.gradients["unreached"])
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    tensor = value.const_value
-    if tensor is None:
-        tensor = ir.convenience.get_const_tensor(value)
-    if tensor is None:
-        raise LossError(f"{value.name!r} has no value to start training from")
-    return np.array(tensor.numpy(), copy=True)

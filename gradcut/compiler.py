@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.build import of_one, of_steps
+from gradcut.build import Asked, of_one, of_steps
 from gradcut.errors import GradcutWarning, SpecError
 from gradcut.losses import Objective, as_text
 from gradcut.optimizers import Groups, Optimizer, UpdateRequest, as_groups
@@ -17,6 +17,7 @@ from gradcut.passes.pipeline import Watch, collection_held
 from gradcut.request import Request, as_optimizer, as_seed
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns
+from gradcut.state import State, as_states
 from gradcut.steps import Patterns, Step, check_steps
 
 
@@ -34,6 +35,7 @@ def compile(
     seed: int = 0,
     *,
     steps: Mapping[str, Step] | None = None,
+    state: State | Sequence[State] = (),
     groups: Groups | None = None,
     no_decay: bool = False,
     clip_norm: float | None = None,
@@ -61,6 +63,8 @@ def compile(
         steps: several players or objectives over one set of parameters, by name. What is said of a step alone (loss,
             train, groups, no_decay, clip_norm, clip_value) is then said in its `Step`; `freeze` and `stop_at` hold for
             all of them, `optimizer`, `batch_norm` and `dropout` for those that say none.
+        state: tensors that move by graphs of their own after the optimizer, `State` and `EMA`; of several steps, each
+            moves those whose update it has the values for, and trains one of the parameters that it reads.
         groups: options of the optimizer for some parameters, by the patterns that `train` takes: ``{"head.*": {"lr":
             1e-2}}``, or texts, ``["head.*:lr=1e-2"]``. Options of all groups that match add up, and of two that say the
             same the later wins. The rate of a step is the base's: a group's is that times its lr / the optimizer's lr.
@@ -90,14 +94,16 @@ def compile(
         dropout=dropout,
     )
     common = {"target": target, "strict": strict, "seed": as_seed(seed)}
-    given = own(model)
+    given, states = own(model), as_states(state)
+    if states and target != "onnx":
+        raise SpecError(f"declared state is compiled for the target onnx; {target} knows none")
     allow(given, quantized)
     with collection_held():
         if steps is None:
-            artifacts = of_one(given, _request(only, ema=ema, **common), loss, verify_each, watch)
+            artifacts = of_one(given, Asked(_request(only, ema=ema, **common), loss, states), verify_each, watch)
         else:
             _require_alone({**alone, "ema": ema, "no_decay": no_decay or None})
-            artifacts = of_steps(given, _asked(steps, only, common), verify_each, watch)
+            artifacts = of_steps(given, _asked(steps, only, common, states), verify_each, watch)
     for text in artifacts.manifest["warnings"]:
         warnings.warn(text, GradcutWarning, stacklevel=2)
     return artifacts
@@ -120,7 +126,7 @@ def _request(one: Step, ema: float | None = None, **common: Any) -> Request:
     )
 
 
-def _asked(steps: Mapping[str, Step], every: Step, common: Mapping[str, Any]) -> list[tuple[Request, Objective]]:
+def _asked(steps: Mapping[str, Step], every: Step, common: Mapping[str, Any], states: tuple[State, ...]) -> list[Asked]:
     """Each step with what is said for all of them."""
     check_steps(steps)
     if common["target"] != "onnx":
@@ -135,7 +141,7 @@ def _asked(steps: Mapping[str, Step], every: Step, common: Mapping[str, Any]) ->
             batch_norm=every.batch_norm if step.batch_norm is None else step.batch_norm,
             dropout=every.dropout if step.dropout is None else step.dropout,
         )
-        asked.append((_request(whole, step=name, **common), step.loss))
+        asked.append(Asked(_request(whole, step=name, **common), step.loss, states))
     return asked
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -14,6 +14,7 @@ from gradcut.ops import Builder, Names
 from gradcut.optimizers import EMA, NORM_EPS, Optimizer, Scalars, UpdatePlan
 from gradcut.optimizers.base import work_dtype
 from gradcut.passes.base import PIPELINE
+from gradcut.passes.loss_graph import splice
 
 NEXT = "_next"
 
@@ -133,6 +134,30 @@ def step_graph(
     _append_update(model, plan, trained, scalars, values, names)
     graph.outputs.extend(value for value in kept if value.name in nexts)
     return model
+
+
+def append_state(step: ir.Model, state: ir.Model, after: Mapping[str, str], captured: Collection[str]) -> None:
+    """Put the updates of declared state behind a step: each state in, its next out.
+
+    Args:
+        after: the output that is the next of what the step itself moves, which the updates read in its place.
+        captured: outputs that only the updates read; they go.
+    """
+    graph, added = step.graph, state.clone()
+    values = {value.name or "": value for value in (*graph.inputs, *graph.initializers.values(), *graph.outputs)}
+    feeds = {}
+    for its in added.graph.inputs:
+        source = values.get(after.get(its.name or "", its.name or ""))
+        if source is not None:
+            feeds[its] = source
+    names = Names.of(step)
+    nexts = [value.name for value in added.graph.outputs]
+    _, outputs = splice(graph, added.graph, feeds, names)
+    step.functions.update(added.functions)
+    graph.outputs[:] = [value for value in graph.outputs if value.name not in captured]
+    for value, name in zip(outputs, nexts, strict=True):
+        value.name = name
+        graph.outputs.append(value)
 
 
 def _slot(one: Trained, name: str) -> ir.Value:

@@ -32,6 +32,7 @@ def manifest(
     roles = _roles(c, trained, scalars)
     on_ort = request.target == ort_graphs.TARGET
     own = {name: ort_graphs.roles(name, trained, c.state) if on_ort else {} for name in graphs}
+    own |= {name: dict.fromkeys(c.state_next, "state") for name in ("state_model", "step_model") if c.state_next}
     signatures = {name: signature(graph, roles | own[name]) for name, graph in graphs.items()}
     ports = {port["name"] for one in signatures.values() for port in (*one["inputs"], *one["outputs"])}
     return {
@@ -51,6 +52,7 @@ def manifest(
         "graphs": signatures,
         "trainable": [_trainable(c, one) for one in trained],
         "state": c.state,
+        "declared": c.state_next,
         "renamed": {now: name for name, now in c.gradients["of"].items() if now != name},
         "parameters": _parameters(c, {one.name for one in trained}),
         "batch_norm": c.modes,
@@ -67,11 +69,13 @@ def manifest_of_steps(steps: Mapping[str, TrainingArtifacts]) -> dict[str, Any]:
     shared = {key: next(iter(each.values()))[key] for key in SHARED}
     trained = {one["name"]: {"name": one["name"]} for said in each.values() for one in said["trainable"]}
     state = {name: after for said in each.values() for name, after in said["state"].items()}
+    declared = {name: after for said in each.values() for name, after in said["declared"].items()}
     warned = dict.fromkeys(f"{name}: {text}" for name, said in each.items() for text in said["warnings"])
     return {
         **shared,
         "trainable": list(trained.values()),
         "state": state,
+        "declared": declared,
         "parameters": _over_steps([said["parameters"] for said in each.values()]),
         "warnings": list(warned),
         "steps": {name: {k: v for k, v in said.items() if k not in SHARED} for name, said in each.items()},
@@ -159,6 +163,7 @@ def _roles(c: Compilation, trained: Sequence[Trained], scalars: StepNames) -> di
     roles |= dict.fromkeys(loss["inputs"], "label")
     roles |= dict.fromkeys(c.gradients["seeds"].values(), "cotangent")
     roles |= dict.fromkeys(c.gradients["of"].values(), "output")
+    roles |= dict.fromkeys(c.captured, "captured") | dict.fromkeys(c.state_next.values(), "next")
     roles |= {one.name: "parameter" for one in trained}
     roles |= {one.gradient: "gradient" for one in trained}
     roles |= {slot: "slot" for one in trained for slot in one.slots.values()}
@@ -185,6 +190,8 @@ def _parameters(c: Compilation, trained: set[str]) -> list[dict[str, Any]]:
         status = "trained" if name in trained else "frozen" if name in frozen else "not-trained"
         if name in c.gradients["unreached"]:
             status = "unreached"
+        if name in c.declared:
+            status = "state"
         listed.append({"name": name, "shape": list(decision.shape), "status": status, "reason": decision.reason})
     return listed
 

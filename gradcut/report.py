@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.build import with_loss
+from gradcut.build import Asked, with_loss
 from gradcut.cost import NOMINAL, Cost, estimate
 from gradcut.dims import is_float
 from gradcut.errors import GradcutError
@@ -59,7 +59,7 @@ def full_cost(
             costs.append(estimate(work.graph))
 
     with collection_held():
-        work, _ = with_loss(given, request, loss, False, None)
+        work, *_ = with_loss(given, Asked(request, loss))
         request.tail(read_json(work, LOSS) is not None).run(work, watch=see)
     return replace(costs[0], backward_nodes=estimate(work.graph).backward_nodes)
 

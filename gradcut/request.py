@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,11 @@ import numpy as np
 from gradcut.errors import SpecError
 from gradcut.optimizers import AdamW, Optimizer, UpdateRequest, parse_optimizer
 from gradcut.passes import (
-    AttachLoss,
     Differentiate,
     Emit,
     Fold,
-    Import,
     Lower,
-    Narrow,
+    Pass,
     Pipeline,
     Propagate,
     Simplify,
@@ -46,18 +45,10 @@ class Request:
     step: str = ""
     outputs: tuple[str, ...] = ()
 
-    def head(self, attach: bool = True) -> Pipeline:
-        """Up to the loss; what comes after depends on whether there is one.
-
-        Args:
-            attach: without it, a loss that the text does not say is put on afterwards.
-        """
-        choose = StopGradient(at=self.stop_at, train=self.train, freeze=self.freeze, choose=True)
-        return Pipeline((Import(), choose, Fold(), *((AttachLoss(spec=self.loss),) if attach else ())))
-
-    def narrowed(self) -> Pipeline:
-        """What one of several steps does not compute goes."""
-        return Pipeline((Narrow(outputs=self.outputs),) if self.step else ())
+    def chosen(self, state: Sequence[str] = ()) -> tuple[Pass, ...]:
+        """From the imported model to before the loss; `state` is declared."""
+        choose = StopGradient(at=self.stop_at, train=self.train, freeze=self.freeze, choose=True, state=tuple(state))
+        return choose, Fold()
 
     def tail(self, has_loss: bool) -> Pipeline:
         return Pipeline((*self.backward(has_loss).passes, *self.emission().passes))

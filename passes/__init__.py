@@ -11,7 +11,7 @@ from gradcut.passes.fold import Fold
 from gradcut.passes.importer import Import
 from gradcut.passes.loss import AttachLoss
 from gradcut.passes.lower import Lower
-from gradcut.passes.narrow import Narrow
+from gradcut.passes.narrow import Capture, Narrow
 from gradcut.passes.pipeline import Pipeline
 from gradcut.passes.propagate import Propagate
 from gradcut.passes.simplify import Simplify
@@ -23,6 +23,7 @@ __all__ = [
     "PASSES",
     "AttachLoss",
     "BodyDraws",
+    "Capture",
     "Differentiate",
     "Emit",
     "Fold",

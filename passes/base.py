@@ -33,6 +33,8 @@ HELD = "gradcut.held"
 ACTIVITY = "gradcut.activity"
 #: Likewise: what each constant of the model is, as `stop-gradient` found it when it chose.
 DECISIONS = "gradcut.decisions"
+#: Likewise: the inputs that declared state has become, by name.
+DECLARED = "gradcut.declared"
 
 
 class Pass(ir.passes.InPlacePass):

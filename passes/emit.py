@@ -105,14 +105,19 @@ def _held(model: ir.Model) -> list[str]:
     """Those that are read; what is not needs no place among the inputs."""
     names = read_json(model, HELD) or ()
     known = model.graph.initializers
-    return [name for name in names if name in known and (known[name].uses() or known[name].is_graph_output())]
+    return [name for name in names if name in known and _is_read(known[name])]
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def _order_inputs(model: ir.Model, moving: Sequence[str]) -> None:
     graph = model.graph
     draws = (read_json(model, DRAWS) or {}).values()
     drawn = [value for value in graph.inputs if value.name in draws]
-    graph.inputs[:] = [value for value in graph.inputs if value.name not in draws]
+    idle = {*(read_json(model, HELD) or ())}
+    graph.inputs[:] = [v for v in graph.inputs if v.name not in draws and (v.name not in idle or _is_read(v))]
     for name in [name for name in moving if name in graph.initializers]:  # an input, or an inner value, stays one
         graph.inputs.append(to_input(graph, name))
     graph.inputs.extend(drawn)

@@ -42,7 +42,7 @@ def splice_graph(
     feeds = _matched(model, loss, renames, where)
     _check_feeds(feeds, where)
     left = [value for value in loss.graph.inputs if value not in feeds]
-    added, result = _splice(model.graph, loss.graph, feeds, Names.of(model))
+    added, (result,) = splice(model.graph, loss.graph, feeds, Names.of(model))
     model.functions.update({k: f for k, f in loss.functions.items() if k not in model.functions})
     inputs = [added[value] for value in left]
     wiring = {"kind": "graph", "spec": where, "output": ",".join(v.name or "" for v in feeds.values())}
@@ -88,10 +88,14 @@ def _matched(model: ir.Model, loss: ir.Model, renames: dict[str, str], where: st
     return feeds
 
 
-def _splice(
+def splice(
     graph: ir.Graph, added: ir.Graph, feeds: dict[ir.Value, ir.Value], names: Names
-) -> tuple[dict[ir.Value, ir.Value], ir.Value]:
-    """Move the nodes of `added` behind `graph`; what its inputs became, and its one output."""
+) -> tuple[dict[ir.Value, ir.Value], list[ir.Value]]:
+    """Move the nodes of `added` behind `graph`; what its inputs became, and its outputs.
+
+    Args:
+        feeds: values of `graph` for inputs of `added`; the other inputs become inputs of `graph`.
+    """
     became = dict(feeds)
     for value in [value for value in added.inputs if value not in feeds]:
         became[value] = ir.Value(name=names.fresh(value.name or "labels"), type=value.type, shape=value.shape)
@@ -104,7 +108,7 @@ def _splice(
             const_value=value.const_value,
         )
         graph.register_initializer(became[value])
-    (output,) = added.outputs
+    outputs = list(added.outputs)
     added.outputs.clear()
     for value, target in became.items():
         ir.convenience.replace_all_uses_with(value, target)
@@ -118,4 +122,4 @@ def _splice(
         for value in node.outputs:
             value.name = names.fresh(value.name or "value")
     graph.extend(nodes)
-    return became, became.get(output, output)
+    return became, [became.get(output, output) for output in outputs]

@@ -2,6 +2,8 @@
 
 1. Beside the loss, the outputs that are named; with none named, those that need no more inputs than the loss does.
 2. Inputs that nothing reads any more go.
+
+`capture`: values that something beside the loss wants to see become outputs.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from gradcut.activity import FlowGraph
-from gradcut.errors import PatternError
+from gradcut.errors import PatternError, SpecError
 from gradcut.passes.base import LOSS, Pass, read_json, register
 from gradcut.passes.dead_code import remove_dead
+from gradcut.passes.propagate import main_values
 from gradcut.rules import REGISTRY
 from gradcut.spec import match
 from gradcut.text import nearest
@@ -47,6 +50,27 @@ class Narrow(Pass):
         graph.outputs[:] = [*first, *kept]
         remove_dead(model, keep=tuple(graph.initializers))
         graph.inputs[:] = [value for value in graph.inputs if value.uses() or value.is_graph_output()]
+        return ir.passes.PassResult(model, modified=True)
+
+
+@register
+@dataclass(frozen=True)
+class Capture(Pass):
+    """Make values of the main graph outputs, behind those there are.
+
+    Attributes:
+        values: exact names.
+    """
+
+    name: ClassVar[str] = "capture"
+    values: tuple[str, ...] = ()
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        known, outputs = main_values(model.graph), {value.name for value in model.graph.outputs}
+        for name in self.values:
+            if name not in known:
+                raise SpecError(f"capture: there is no value {name!r}")
+        model.graph.outputs.extend(known[name] for name in self.values if name not in outputs)
         return ir.passes.PassResult(model, modified=True)
 
 

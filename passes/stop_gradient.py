@@ -6,7 +6,7 @@ name, on the mark's side); on one use it stops that use alone. `train` and `free
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from gradcut.dims import is_float
 from gradcut.errors import SpecError
 from gradcut.ops import Names
 from gradcut.parameters import Decision, decide
-from gradcut.passes.base import DECISIONS, FROZEN, TRAINABLE, Pass, read_json, register, write_json
+from gradcut.passes.base import DECISIONS, DECLARED, FROZEN, HELD, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.importer import lift_constant
 from gradcut.passes.importing.kinds import check_weights
 from gradcut.rules import REGISTRY
@@ -38,6 +38,7 @@ class StopGradient(Pass):
         train: patterns over parameters and scopes; empty: every parameter.
         freeze: likewise; it wins over `train`, and adds to what the model already freezes.
         choose: write the trainables down; without it the pass only inserts marks.
+        state: tensors that another graph moves: never trained, and inputs of this one.
     """
 
     name: ClassVar[str] = "stop-gradient"
@@ -45,21 +46,23 @@ class StopGradient(Pass):
     train: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     choose: bool = False
+    state: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if self.choose or self.train or self.freeze:
-            _choose(model, self.train, self.freeze)
+            _choose(model, self.train, self.freeze, self.state)
         insert_marks(model, match_values(self.at, model.graph), "stop-at")
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str]) -> None:
+def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str], state: Sequence[str]) -> None:
     if not train:
         check_weights(model)
     decisions = decide(model.graph, REGISTRY)
-    known = [name for name, d in decisions.items() if d.kind == "parameter"]
-    others = [name for name, d in decisions.items() if d.kind == "constant"]
+    known = [name for name, d in decisions.items() if d.kind == "parameter" and name not in state]
+    others = [name for name, d in decisions.items() if d.kind == "constant" and name not in state]
+    _refuse_state(train, state)
     lost = sorted(frozen_names(model) - decisions.keys())
     if lost:
         raise SpecError(f"the model's metadata property {FROZEN} names {join_names(lost)}, which it does not hold")
@@ -71,9 +74,20 @@ def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str]) -> Non
         raise SpecError(f"nothing is left to train: {why}")
     for name in trainable:
         _make_trainable(model.graph, decisions[name])
+    for name in state:
+        _make_input(model.graph, name, decisions)
+    if state:
+        write_json(model, HELD, list(state))
+    model.meta[DECLARED] = {value.name: value for value in model.graph.inputs if value.name in state}
     model.meta[DECISIONS] = decisions
     write_json(model, TRAINABLE, trainable)
     write_json(model, FROZEN, sorted(frozen))
+
+
+def _refuse_state(train: Sequence[str], state: Sequence[str]) -> None:
+    named = [name for name in train if name in state]
+    if named:
+        raise SpecError(f"train names {join_names(named)}, declared as state, which moves by its update")
 
 
 def _make_trainable(graph: ir.Graph, decision: Decision) -> None:
@@ -82,6 +96,19 @@ def _make_trainable(graph: ir.Graph, decision: Decision) -> None:
         raise SpecError(f"train: {decision.name!r} is {decision.value.dtype}; only floats carry a gradient")
     if not decision.value.is_initializer():
         lift_constant(graph, decision.value)
+
+
+def _make_input(graph: ir.Graph, name: str, decisions: Mapping[str, Decision]) -> None:
+    """What is an input already stays one; the decision keeps the tensor as it was."""
+    decision = decisions.get(name)
+    if decision is not None and not decision.value.is_initializer():
+        lift_constant(graph, decision.value)
+    if name in graph.initializers:
+        weight = graph.initializers[name]
+        value = ir.Value(name=name, type=weight.type, shape=weight.shape)
+        ir.convenience.replace_all_uses_with(weight, value, replace_graph_outputs=True)
+        del graph.initializers[name]
+        graph.inputs.append(value)
 
 
 def frozen_names(model: ir.Model) -> set[str]:

@@ -22,10 +22,10 @@ def command(
     """Write the model in DIR with the trained parameters and running statistics."""
     from gradcut.artifacts import TrainingArtifacts
     from gradcut.runtime.ema import averages
-    from gradcut.runtime.export import export, trained
+    from gradcut.runtime.export import export, trained, written_back
 
     artifacts = TrainingArtifacts.load(folder)
-    moved = {*artifacts.trainable, *artifacts.manifest["state"]}
+    moved = {*written_back(artifacts)}
     tensors, step = trained(artifacts, best)
     tensors |= averages(artifacts.manifest, tensors) if ema else {}
     data = export(artifacts.model, {name: tensors[name] for name in sorted(moved)}, output, keep_marks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,11 @@ class Runner:
         self.outputs = [value.name for value in self.session.get_outputs() if value.type.startswith("tensor(")]
         self.binding = self.session.io_binding()
 
-    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run on device values; an output without a buffer of its own is allocated and returned.
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+        """Run on device values; an output without a buffer of its own is allocated and returned, on the CPU.
+
+        Args:
+            kept: outputs without a buffer that stay on the device.
 
         No value may be both an input and an output: the runtime would overwrite it while others still read it.
         """
@@ -120,7 +123,7 @@ class Runner:
             if name in outputs:
                 self.binding.bind_ortvalue_output(name, outputs[name])
             else:
-                self.binding.bind_output(name, "cpu")
+                self.binding.bind_output(name, self.device if name in kept else "cpu")
         try:
             self.session.run_with_iobinding(self.binding)
         except Exception as error:

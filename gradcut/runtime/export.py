@@ -54,6 +54,14 @@ def export(
         raise ArtifactsError(f"{path}: the model could not be written ({error.strerror or error})") from error
 
 
+def written_back(artifacts: TrainingArtifacts) -> list[str]:
+    """What moves and goes into an exported model: all but the state that the model takes as an input."""
+    given = artifacts.model.graph
+    inputs = {value.name for value in given.inputs} - {*given.initializers}
+    manifest = artifacts.manifest
+    return [*artifacts.trainable, *manifest["state"], *(name for name in manifest["declared"] if name not in inputs)]
+
+
 def trained(artifacts: TrainingArtifacts, best: bool = False) -> tuple[dict[str, Array], int]:
     """The tensors of a checkpoint in a directory of artifacts, and the step that they are of.
 

@@ -69,6 +69,12 @@ class Program:
             one["gradient"]: Slot(np.zeros_like(self._slots[one["name"]].array), memory.device)
             for one in self.manifest["trainable"]
         }
+        graphs = self.manifest["graphs"]
+        given = {port["name"]: port["role"] for port in graphs["training_model"]["outputs"]}
+        read = {port["name"] for port in graphs.get("state_model", {"inputs": ()})["inputs"]}
+        self._captured = [name for name, role in given.items() if role == "captured"]
+        self._read_by_state = [name for name in given if name in read]
+        self._left: dict[str, Any] = {}
         self.updater = Updater(
             self.manifest, self._slots, self._gradients, backend, memory.device, memory.threads, self._runner
         )
@@ -76,6 +82,10 @@ class Program:
     @cached_property
     def training(self) -> Runner:
         return self._runner("training_model")
+
+    @cached_property
+    def state(self) -> Runner:
+        return self._runner("state_model")
 
     @cached_property
     def evaluation(self) -> Runner:
@@ -87,6 +97,8 @@ class Program:
         batches: list[Any] = list(feeds) if isinstance(feeds, (list, tuple)) else [feeds]
         if not batches:
             raise FeedError("there is no micro-batch in the list to step on")
+        if self._read_by_state and len(batches) > 1:
+            raise FeedError("declared state reads values of the batch, so a step takes one batch, not micro-batches")
         before = {name: self._slots[name].numpy() for name in self.manifest["state"]} if len(batches) > 1 else {}
         try:
             result = self._run_batches(batches, rate)
@@ -97,8 +109,21 @@ class Program:
             raise
         for name in self.manifest["state"]:
             self._slots[name].swap()
+        self._move_declared()
         self.steps += 1
         return StepResult(result.loss, result.outputs, self.steps, norm)
+
+    def _move_declared(self) -> None:
+        """Declared state, from the updated parameters and what the training graph has left for it."""
+        declared = self.manifest["declared"]
+        if not declared:
+            return
+        values = {name: slot.current for name, slot in self._slots.items()} | self._left
+        values[self.manifest["names"]["step"]] = scalar(self.steps, np.int64)
+        self.state.run(values, {after: self._slots[name].spare for name, after in declared.items()})
+        for name in declared:
+            self._slots[name].swap()
+        self._left = {}
 
     def _run_batches(self, batches: Sequence[Mapping[str, Any]], rate: float) -> StepResult:
         """Loss, outputs and gradients of the micro-batches together; the last one's statistics are in the spares."""
@@ -148,7 +173,8 @@ class Program:
         """Gradients into their buffers and the next statistics into the spares; `part`: which micro-batch it is."""
         outputs = {name: slot.current for name, slot in self._gradients.items()}
         outputs |= {after: self._slots[name].spare for name, after in self.manifest["state"].items()}
-        results = self.training.run(self._inputs(feeds, part), outputs)
+        results = self.training.run(self._inputs(feeds, part), outputs, self._captured)
+        self._left = {name: results[name] for name in self._read_by_state}
         return self._result("training_model", results)
 
     def _checked(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Array]:

@@ -23,7 +23,7 @@ from gradcut.report import NO_LOSS
 from gradcut.runtime import accumulation, backend
 from gradcut.runtime.backend import Slot
 from gradcut.runtime.ema import averages
-from gradcut.runtime.export import export
+from gradcut.runtime.export import export, written_back
 from gradcut.runtime.finite import require_finite_state
 from gradcut.runtime.program import Memory, Program, StepResult
 from gradcut.subgraphs import body_tensors
@@ -202,8 +202,8 @@ class TrainingSession:
         return found
 
     def state(self) -> dict[str, Array]:
-        """What moves and is no parameter, such as running statistics, by its name in the given file, as copies."""
-        return {name: self._slots[name].numpy() for name in self.manifest["state"]}
+        """What moves and does not train, running statistics and declared state, by its name in the file, as copies."""
+        return {name: self._slots[name].numpy() for name in (*self.manifest["state"], *self.manifest["declared"])}
 
     def save_checkpoint(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
         """Write parameters, optimizer state, statistics, step and seed, atomically.
@@ -252,7 +252,7 @@ class TrainingSession:
             NotFiniteError: one of them holds NaN or infinity. ArtifactsError: `path` cannot be written, or is a file
             of artifacts.
         """
-        moved = [*(one["name"] for one in self.manifest["trainable"]), *self.manifest["state"]]
+        moved = written_back(self.artifacts)
         tensors = {name: slot.peek() for name, slot in self._slots.items()}
         require_finite_state(tensors.items(), self.steps, path)
         tensors |= averages(self.manifest, tensors) if ema else {}

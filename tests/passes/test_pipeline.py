@@ -72,8 +72,8 @@ def test_every_pass_is_known_by_its_name_and_its_defaults() -> None:
         ("lower{target='onnx}", "this is not pipeline text\n  lower{target='onnx}\n               ^"),
         (
             "import,simplfy",
-            "there is no pass 'simplfy'; there are body-draws, differentiate, emit, fold, import, loss, lower, "
-            "propagate, simplify, specialize, stop-gradient\n  import,simplfy\n         ^",
+            "there is no pass 'simplfy'; there are body-draws, capture, differentiate, emit, fold, import, loss, "
+            "lower, narrow, propagate, simplify, specialize, stop-gradient\n  import,simplfy\n         ^",
         ),
         ("lower{traget=onnx}", "pass 'lower' has no option 'traget'; it has target\n  lower{traget=onnx}\n        ^"),
         (
