@@ -27,7 +27,7 @@ IR_VERSION = 10
 
 
 def stop_gradient(model: Source, at: str | Sequence[str]) -> ir.Model:
-    """Put a mark on every value, scope or single use (``value->node``) that a pattern names.
+    """Put a mark on every value, scope or use (``value->node``, ``trunk->head_b``) that a pattern names.
 
     Forward a mark is the identity, backward a stop at every order. An `onnx_ir.Model` is changed in place and
     returned; a path or a proto is loaded.

@@ -140,6 +140,11 @@ def stopped(pattern: str, graph: ir.Graph | None = None) -> list[tuple[str, list
         ("head", [("y", None)]),  # an output of the graph leaves every scope
         ("enc/*", [("c", None), ("b", None)]),  # enc/l, enc/l.1 and enc/l.2
         ("b->/enc/l.2/MatMul", [("b", ["/enc/l.2/MatMul:0"])]),
+        ("enc->head", [("c", ["/head/MatMul:0"])]),  # what leaves one scope into another
+        ("enc/l.1->/enc/l.2/MatMul", [("b", ["/enc/l.2/MatMul:0"])]),
+        ("b->enc/l.?", [("b", ["/enc/l.2/MatMul:0"])]),
+        ("*->head", [("c", ["/head/MatMul:0"])]),  # what enters it: its weights are no part of that,
+        ("head.w->head", [("head.w", ["/head/MatMul:1"])]),  # unless one is named
         ("*->/enc/l.2/*", [("w2", ["/enc/l.2/MatMul:1"]), ("b", ["/enc/l.2/MatMul:0"])]),
     ],
 )
@@ -156,9 +161,12 @@ def test_a_name_given_twice_is_one_place() -> None:
     [
         ("nix", "'nix' matches no value and no module scope."),
         ("ench", "'ench' matches no value and no module scope. Nearest: enc"),
-        ("bb->/head/MatMul", "'bb' matches no value."),
-        ("b->/haed/MatMul", "'/haed/MatMul' matches no node. Nearest: /head/MatMul"),
+        ("bb->/head/MatMul", "'bb' matches no value and no module scope."),
+        ("b->/haed/MatMul", "'/haed/MatMul' matches no node and no module scope. Nearest: /head/MatMul"),
         ("a->/head/MatMul", "'a->/head/MatMul': a is no operand of /head/MatMul"),
+        ("a->head", "'a->head': nothing goes from a into head; what goes into head: c"),
+        ("head->enc", "'head->enc': nothing goes from head into enc; what goes into enc: x"),
+        ("enc/l.1->haed", "'haed' matches no node and no module scope. Nearest: head"),
     ],
 )
 def test_what_matches_nothing_is_an_error(pattern: str, message: str) -> None:

@@ -37,7 +37,8 @@ def command(
         list[str] | None, typer.Option(metavar="P", help="Parameters or module scopes that do not; wins over --train.")
     ] = None,
     stop_at: Annotated[
-        list[str] | None, typer.Option(metavar="P", help="Values, scopes or value->node where gradients stop.")
+        list[str] | None,
+        typer.Option(metavar="P", help="Values, scopes, value->node or scope->scope where gradients stop."),
     ] = None,
     optimizer: Annotated[
         str, typer.Option(metavar="SPEC", help="adamw:lr=1e-3; sgd, adam, rmsprop, adagrad, lars, lamb.")
