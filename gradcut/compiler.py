@@ -50,9 +50,9 @@ def compile(
     Args:
         model: a path, a proto or an IR model; it is not changed.
         loss: ``cross_entropy:output=logits,axis=1`` or `gradcut.losses.CrossEntropy` of the same options, a loss graph
-            (a path, ``FILE.onnx:its_input=model_output``, or a model), several as ``mse:output=a + 0.5*l1:output=b`` or
-            as a list whose items may be (factor, loss); or None: a scalar float output is the loss, and without one the
-            cotangents are inputs.
+            (a path, ``FILE.onnx:its_input=model_output``, or a model), a scalar float output of the model by its name,
+            several as ``mse:output=a + 0.5*l1:output=b`` or as a list whose items may be (factor, loss); or None: the
+            only scalar float output is the loss, and without one the cotangents are inputs.
         train: patterns over parameters and module scopes; None: every parameter.
         freeze: likewise; joined with what the model itself freezes, and wins over `train`.
         stop_at: patterns over values, scopes and single uses, for marks that stay in the model.

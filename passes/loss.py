@@ -7,7 +7,7 @@ with its factor, the sum is the loss, and the values of each, before their facto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from gradcut.dialect import declare, is_mark
 from gradcut.dims import is_float
 from gradcut.errors import LossError
-from gradcut.losses import Labels, Loss, Term, parse_loss, parse_terms, split_path
+from gradcut.losses import LOSSES, Labels, Loss, Term, parse_loss, parse_terms, split_path
 from gradcut.ops import Builder, Names
 from gradcut.passes.base import LOSS, Pass, register, write_json
 from gradcut.passes.loss_graph import bring_to_one_opset, is_scalar, splice_graph
@@ -29,6 +29,8 @@ from gradcut.text import join_names, nearest
 TRANSPARENT = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Transpose"})
 #: A term behind the model: its scalar, its wiring, the inputs that it brings.
 Attached = tuple[ir.Value, dict[str, Any], list[ir.Value]]
+#: A term by its text: a loss of the table, a scalar output of the model, or a loss graph with its renames.
+Parsed = Loss | str | tuple[str, dict[str, str], ir.Model]
 
 
 @register
@@ -37,9 +39,9 @@ class AttachLoss(Pass):
     """Attach a loss.
 
     Attributes:
-        spec: ``name:option=value,...``, or ``FILE.onnx:its_input=model_output,...``, or several joined with `` + `` and
-            each with a factor, ``0.5*``; empty: a scalar float output of the model is the loss, and where there is none
-            the model is left as it is.
+        spec: ``name:option=value,...``, or ``FILE.onnx:its_input=model_output,...``, or the name of a scalar float
+            output of the model, or several joined with `` + `` and each with a factor, ``0.5*``; empty: the only scalar
+            float output is the loss, and where there is none the model is left as it is.
     """
 
     name: ClassVar[str] = "loss"
@@ -67,27 +69,28 @@ def attach_graph(model: ir.Model, loss: ir.Model, renames: dict[str, str], where
 
 
 def _own_loss(model: ir.Model) -> ir.Value | None:
-    scalars = [value for value in model.graph.outputs if is_float(value) and is_scalar(value)]
+    scalars = _scalar_outputs(model)
     if len(scalars) > 1:
-        names = join_names(value.name or "" for value in scalars)
-        raise LossError(f"several outputs are scalars ({names}); say which is the loss: --loss, or keep one as output")
-    return scalars[0] if scalars else None
+        raise LossError(
+            f"several outputs are scalars ({join_names(scalars)}); say which is the loss, --loss {next(iter(scalars))}, "
+            "or what sum of them"
+        )
+    return next(iter(scalars.values()), None)
+
+
+def _scalar_outputs(model: ir.Model) -> dict[str, ir.Value]:
+    return {value.name or "": value for value in model.graph.outputs if is_float(value) and is_scalar(value)}
 
 
 # --- terms ---------------------------------------------------------------------------------------------------
 
 
 def _attach_terms(model: ir.Model, terms: list[Term]) -> None:
-    parsed: list[Loss | tuple[str, dict[str, str], ir.Model]] = []
-    for term in terms:
-        path, renames = split_path(term.text)
-        parsed.append(parse_loss(term.text) if path is None else (path, renames, own(load(path))))
-    bring_to_one_opset(model, [one[2] for one in parsed if not isinstance(one, Loss)])
+    scalars = _scalar_outputs(model)
+    parsed = [_parsed(term.text, scalars) for term in terms]
+    bring_to_one_opset(model, [one[2] for one in parsed if isinstance(one, tuple)])
     brought: dict[str, ir.Value] = {}
-    attached = [
-        _attach(model, one, brought) if isinstance(one, Loss) else splice_graph(model, one[2], one[1], one[0])
-        for one in parsed
-    ]
+    attached = [_attached(model, one, brought) for one in parsed]
     if len(terms) == 1 and terms[0].factor == 1.0:
         result, wiring, inputs = attached[0]
         if isinstance(parsed[0], Loss):
@@ -95,6 +98,21 @@ def _attach_terms(model: ir.Model, terms: list[Term]) -> None:
         _finish(model, result, wiring, inputs)
     else:
         _sum(model, terms, attached)
+
+
+def _parsed(text: str, scalars: Mapping[str, ir.Value]) -> Parsed:
+    if text in scalars and text not in LOSSES:
+        return text
+    path, renames = split_path(text)
+    return parse_loss(text) if path is None else (path, renames, own(load(path)))
+
+
+def _attached(model: ir.Model, one: Parsed, brought: dict[str, ir.Value]) -> Attached:
+    if isinstance(one, Loss):
+        return _attach(model, one, brought)
+    if isinstance(one, str):
+        return _scalar_outputs(model)[one], {"kind": "output", "output": one}, []
+    return splice_graph(model, one[2], one[1], one[0])
 
 
 def _sum(model: ir.Model, terms: list[Term], attached: list[Attached]) -> None:

@@ -1,6 +1,7 @@
 """The text of losses: ``cross_entropy:output=logits + 0.5*mse:output=value``.
 
-A term is a loss with its options, or a loss graph ``FILE.onnx:its_input=model_output``, with a factor before it.
+A term is a loss with its options, a loss graph ``FILE.onnx:its_input=model_output``, or a scalar output of the model by
+its name, with a factor before it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def parse_loss(spec: str) -> Loss:
         if re.search(r"[-+*]", name):
             raise LossError(f"{name!r} is no loss; a sum is written with blanks around +: 'mse + -0.5*l1:output=b'")
         raise LossError(
-            f"there is no loss {name!r}.{hint} There are {', '.join(sorted(LOSSES))}, or a graph of your own: FILE.onnx"
+            f"there is no loss {name!r}.{hint} There are {', '.join(sorted(LOSSES))}, a scalar output of the model by its "
+            "name, or a graph of your own: FILE.onnx"
         )
     cls = LOSSES[name]
     known = {field.name: str(field.type) for field in dataclasses.fields(cls)}

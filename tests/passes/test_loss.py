@@ -140,7 +140,8 @@ def test_a_language_models_padding() -> None:
             "n, 4",
             "cross_entrop",
             "there is no loss 'cross_entrop'. Nearest: cross_entropy. There are bce_with_logits, cosine, "
-            "cross_entropy, huber, kl_div, l1, mse, nll, smooth_l1, or a graph of your own: FILE.onnx",
+            "cross_entropy, huber, kl_div, l1, mse, nll, smooth_l1, a scalar output of the model by its "
+            "name, or a graph of your own: FILE.onnx",
         ),
         (
             "n, 4",
@@ -288,13 +289,42 @@ def test_a_scalar_output_is_the_loss(shape: str, reshape: bool) -> None:
     assert set(session.step({"x": x}).outputs) == {"y"}
 
 
+TWO_SCALARS = """g (float[n] x) => (float a, float b, float[n] y) <float[1] w = {2.0}> {
+    y = Mul (x, w)  a = ReduceMean <keepdims = 0> (y)  s = ReduceSum <keepdims = 0> (y)  b = Mul (s, s) }"""
+
+
 def test_two_scalar_outputs_are_unclear() -> None:
-    model = text(
-        "g (float[n] x) => (float a, float b) <float[1] w = {2.0}> "
-        "{ y = Mul (x, w) a = ReduceMean <keepdims = 0> (y) b = ReduceSum <keepdims = 0> (y) }"
-    )
-    with pytest.raises(LossError, match=r"several outputs are scalars \(a, b\); say which is the loss"):
-        gradcut.compile(model, train=["w"])
+    message = r"several outputs are scalars \(a, b\); say which is the loss, --loss a, or what sum of them"
+    with pytest.raises(LossError, match=message):
+        gradcut.compile(text(TWO_SCALARS), train=["w"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "value", "gradient"),
+    [
+        ("a", 4, 2),  # a = 2 w, b = (4 w)^2 = 16 w^2 at x = 1, 3
+        ("b", 64, 64),
+        ("a + 0.5*b", 36, 34),
+        ([(0.5, "b"), "a"], 36, 34),
+        ("0.5*a", 2, 1),
+        ("a + mse:output=y,labels=x", 4 + 5, 2 + 10),  # beside a loss of the table: mean of (x w - x)^2
+        ("b + b", 128, 128),
+    ],
+)
+def test_a_scalar_output_by_its_name_is_a_term(loss: object, value: float, gradient: float) -> None:
+    session = gradcut.TrainingSession(gradcut.compile(text(TWO_SCALARS), loss, train=["w"]), threads=1)
+    x = np.float32([1, 3])
+    assert session.gradients({"x": x})["w"] == pytest.approx([gradient])
+    assert session.evaluate({"x": x}).loss == pytest.approx(value)
+    result = session.step([{"x": x}, {"x": x}])
+    assert result.loss == pytest.approx(value)
+    assert {"a", "b", "y"} - ({loss} if isinstance(loss, str) else set()) <= set(result.outputs)
+
+
+def test_what_is_neither_a_loss_nor_a_scalar_output() -> None:
+    for wrong in ("c", "y"):
+        with pytest.raises(LossError, match=f"there is no loss '{wrong}'.*a scalar output of the model by its name"):
+            gradcut.compile(text(TWO_SCALARS), wrong, train=["w"])
 
 
 def test_without_a_loss_the_cotangents_are_inputs() -> None:
