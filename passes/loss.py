@@ -72,8 +72,8 @@ def _own_loss(model: ir.Model) -> ir.Value | None:
     scalars = _scalar_outputs(model)
     if len(scalars) > 1:
         raise LossError(
-            f"several outputs are scalars ({join_names(scalars)}); say which is the loss, --loss {next(iter(scalars))}, "
-            "or what sum of them"
+            f"several outputs are scalars ({join_names(scalars)}); say which is the loss, --loss {next(iter(scalars))}"
+            ", or what sum of them"
         )
     return next(iter(scalars.values()), None)
 

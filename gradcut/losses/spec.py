@@ -58,8 +58,8 @@ def parse_loss(spec: str) -> Loss:
         if re.search(r"[-+*]", name):
             raise LossError(f"{name!r} is no loss; a sum is written with blanks around +: 'mse + -0.5*l1:output=b'")
         raise LossError(
-            f"there is no loss {name!r}.{hint} There are {', '.join(sorted(LOSSES))}, a scalar output of the model by its "
-            "name, or a graph of your own: FILE.onnx"
+            f"there is no loss {name!r}.{hint} There are {', '.join(sorted(LOSSES))}, a scalar output of the model by "
+            "its name, or a graph of your own: FILE.onnx"
         )
     cls = LOSSES[name]
     known = {field.name: str(field.type) for field in dataclasses.fields(cls)}

@@ -18,8 +18,10 @@ from tests.written import run
 Array = np.ndarray
 
 
-def export(module: nn.Module, inputs: Mapping[str, Array], path: Path, outputs: Sequence[str] = ("y",)) -> Path:
-    """The file that a user of torch writes: every parameter by its name, and the first axis dynamic."""
+def export(
+    module: nn.Module, inputs: Mapping[str, Array], path: Path, outputs: Sequence[str] = ("y",), fixed: str = ""
+) -> Path:
+    """The file that a user of torch writes: every parameter by its name, the first axes dynamic but that of `fixed`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch")
     torch.onnx.export(
@@ -28,7 +30,7 @@ def export(module: nn.Module, inputs: Mapping[str, Array], path: Path, outputs: 
         f=path,
         input_names=list(inputs),
         output_names=list(outputs),
-        dynamic_shapes={name: {0: batch} for name in inputs},
+        dynamic_shapes={name: {} if name == fixed else {0: batch} for name in inputs},
         dynamo=True,
         optimize=False,
         verbose=False,

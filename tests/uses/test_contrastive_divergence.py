@@ -66,8 +66,8 @@ def rbm(chain: str, stopped: bool = True) -> onnx.ModelProto:
     weights = ", ".join(f"{x:.4f}" for x in np.random.default_rng(0).normal(0, 0.5, V * H))
     mark = "gradcut.StopGradient" if stopped else "Identity"
     return parse(f"""g (float[n,{V}] v) => (float loss, float[n,{V}] end)
-        <float[{V},{H}] W = {{{weights}}}, float[{V}] b = {{0.1, 0, -0.2, 0, 0, 0.3}}, float[{H}] c = {{0, 0.1, -0.1, 0}},
-         int64[1] last = {{-1}}, bool yes = {{1}}, int64 turns = {{3}}> {{
+        <float[{V},{H}] W = {{{weights}}}, float[{V}] b = {{0.1, 0, -0.2, 0, 0, 0.3}},
+         float[{H}] c = {{0, 0.1, -0.1, 0}}, int64[1] last = {{-1}}, bool yes = {{1}}, int64 turns = {{3}}> {{
         {chain}
         fantasy = {mark} (end)
         {ENERGY.format("v")} {ENERGY.format("fantasy")}
