@@ -52,6 +52,7 @@ class Differentiate(Pass):
         if question is None:
             raise PipelineError("differentiate needs the question that propagate{of=... wrt=...} writes down")
         clear_derived(model)
+        _untag(model)
         values = main_values(model.graph)
         of, wrt = ([values[name] for name in question[key]] for key in ("of", "wrt"))
         _check_types([*of, *wrt])
@@ -76,6 +77,13 @@ class Differentiate(Pass):
         write_json(model, GRADIENTS, written)
         declare(model)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _untag(model: ir.Model) -> None:
+    """What an earlier differentiation built is forward to this one."""
+    for graph in model.graphs():
+        for node in graph:
+            node.metadata_props.pop(ADJOINT, None)
 
 
 def _check_types(values: Sequence[ir.Value]) -> None:

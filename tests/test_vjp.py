@@ -294,6 +294,17 @@ def test_the_second_order_respects_a_mark() -> None:
     assert any(node.op_type == "StopGradient" for node in once.graph.node)
 
 
+def test_what_the_first_differentiation_built_is_forward_to_the_second() -> None:
+    """Nodes are tagged by what they serve; a tag left over would count as backward, and as that of another node."""
+    once = gradcut.vjp(parse(SQUARE), wrt=["x"], of=["y"])
+    twice = gradcut.vjp(once, wrt=["y_grad"], of=["x_grad"])
+    tagged = lambda model: [
+        n.name for n in model.graph.node if any(p.key == "gradcut.adjoint" for p in n.metadata_props)
+    ]
+    assert tagged(once)
+    assert tagged(twice) and not set(tagged(once)) & set(tagged(twice))
+
+
 def test_the_second_order_by_a_cotangent_is_the_forward_derivative() -> None:
     """d(vjp)/d(cotangent) transposed is J, so J v comes out of two reverse passes."""
     once = gradcut.vjp(parse(SQUARE), wrt=["x"], of=["y"])
