@@ -13,7 +13,7 @@ from gradcut.dialect import declare
 from gradcut.parameters import decide
 from gradcut.passes import BodyDraws, Differentiate, Fold, Import, Lower, Pipeline, Propagate, Simplify, StopGradient
 from gradcut.passes.base import FROZEN, GRADIENTS, PIPELINE, read_json, write_json
-from gradcut.passes.importer import check_opset
+from gradcut.passes.importer import check_opset, nodes_named
 from gradcut.passes.importing.straight_through import allow
 from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import ask, checked_names
@@ -37,7 +37,8 @@ def stop_gradient(model: Source, at: str | Sequence[str]) -> ir.Model:
     """
     loaded = load(model)
     check_opset(loaded)
-    insert_marks(loaded, match_values(as_patterns(at), loaded.graph), None)
+    with nodes_named(loaded):
+        insert_marks(loaded, match_values(as_patterns(at), loaded.graph), None)
     declare(loaded)
     return loaded
 

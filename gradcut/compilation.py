@@ -133,7 +133,10 @@ class Compilation:
             )
         unreached = self.gradients["unreached"]
         if unreached and (self.request.strict or not self.gradients["wrt"]):
-            why = "; ".join(f"{name}: {self.blocked[name]}" for name in unreached[:8])
+            by_reason: dict[str, list[str]] = {}
+            for name, reason in self.blocked.items():
+                by_reason.setdefault(reason, []).append(name)
+            why = "; ".join(f"{join_names(names, 4)}: {reason}" for reason, names in by_reason.items())
             what = (
                 "no trainable reaches the loss"
                 if not self.gradients["wrt"]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from gradcut.errors import SpecError
 from gradcut.passes import StopGradient
 from gradcut.passes.base import FROZEN, write_json
-from gradcut.passes.importer import name_nodes
+from gradcut.passes.importer import nodes_named
 from gradcut.passes.importing.functions import inline
 from gradcut.passes.propagate import main_values
 from gradcut.passes.stop_gradient import insert_marks
@@ -29,12 +29,9 @@ def mark_given(given: ir.Model, places: Sequence[str], trained: Collection[str],
     there = {*main_values(given.graph), *body_tensors(given.graph)} >= set(trained)
     if not (there and all(_matches(pattern, given.graph) for pattern in places)):
         inline(given)
-    unnamed = {node: node.name for node in given.graph.all_nodes()}
-    name_nodes(given)  # as the import named them, so that ``value->node`` finds them here too
-    found = [pattern for pattern in places if _matches(pattern, given.graph)]
-    insert_marks(given, match_values(found, given.graph), "stop-at")
-    for node, name in unnamed.items():
-        node.name = name
+    with nodes_named(given):  # as the import named them, so that ``value->node`` finds them here too
+        found = [pattern for pattern in places if _matches(pattern, given.graph)]
+        insert_marks(given, match_values(found, given.graph), "stop-at")
     StopGradient()(given)
     write_json(given, FROZEN, list(frozen))
     return given

@@ -10,7 +10,7 @@ import ast
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -41,6 +41,8 @@ def as_patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
     """One pattern or many, as a tuple."""
     if patterns is None:
         return ()
+    if not isinstance(patterns, (str, Iterable)) or isinstance(patterns, (bytes, Mapping)):
+        raise SpecError(f"{patterns!r} is not a pattern or a list of them; give names such as 'head.weight'")
     found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in found:
         if not isinstance(pattern, str) or not pattern:
@@ -251,7 +253,9 @@ def _single_uses(
     by_name = {node for name in match(right, consumers) for node in consumers[name]}
     scoped = [set(known[scope]) for scope in match(right, known)] if right not in consumers else []
     if not by_name and not scoped:
-        raise PatternError(right, "node and no module scope", nearest(right, [*consumers, *known]))
+        makers = (value.producer() for value in values.get(right, ()))  # a value where its node is meant
+        named = [maker.name for maker in makers if maker is not None and maker.name]
+        raise PatternError(right, "node and no module scope", named or nearest(right, [*consumers, *known]))
     uses: dict[ir.Value, set[tuple[ir.Node, int]]] = {}
     for value in _sources(left, values, known):
         uses.setdefault(value, set()).update(use for use in value.uses() if use[0] in by_name)

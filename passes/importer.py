@@ -20,6 +20,8 @@ What no gradient trains is refused first, see `kinds`; what contradicts itself, 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -187,6 +189,18 @@ def name_nodes(model: ir.Model) -> None:
         if not node.name or node.name in seen:
             node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
         seen.add(node.name)
+
+
+@contextlib.contextmanager
+def nodes_named(model: ir.Model) -> Iterator[None]:
+    """Nodes have the names that import gives them, so that ``value->node`` finds them in a model as it was given."""
+    before = {node: node.name for node in model.graph.all_nodes()}
+    name_nodes(model)
+    try:
+        yield
+    finally:
+        for node, name in before.items():
+            node.name = name
 
 
 def _say_onesided(model: ir.Model) -> None:

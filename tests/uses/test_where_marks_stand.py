@@ -213,3 +213,34 @@ def test_all_marks_at_once_stop_everything(name: str) -> None:
     derived = gradcut.vjp(parse(source), ["x", "w"], ["y"], stop_at=places)
     _, dx, dw = outputs(derived, {**feeds(name, n), "y_grad": COTANGENT}).values()
     assert not dx.any() and not dw.any()
+
+
+# --- at the second order ---------------------------------------------------------------------------------------
+
+SECOND = np.float32([[0.4, -1, 0.7], [1, 0.2, -0.6]])
+
+
+def second_in_torch(name: str, place: str, n: int) -> list[np.ndarray]:
+    """Of <dy/dx, SECOND> by x, w and the cotangent of y."""
+    x, w, v = (torch.tensor(array, requires_grad=True) for array in (X, W, COTANGENT))
+    y = MODELS[name][1](x, w, lambda at, value: value.detach() if at == place else value, n)
+    found: tuple[torch.Tensor | None, ...] = (None, None, None)
+    if y.requires_grad:
+        (dx,) = torch.autograd.grad(y, x, v, create_graph=True, allow_unused=True)
+        if dx is not None and dx.requires_grad:
+            found = torch.autograd.grad(dx, (x, w, v), torch.tensor(SECOND), allow_unused=True)
+    return [np.zeros_like(t.detach()) if g is None else g.numpy() for g, t in zip(found, (x, w, v), strict=True)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_second_derivative_respects_it_too(name: str) -> None:
+    source, _, places = MODELS[name]
+    n = TRIPS[name][-1]
+    for place in ["", *places]:
+        once = gradcut.vjp(parse(source), ["x"], ["y"], stop_at=[place] if place else [])
+        twice = gradcut.vjp(once, ["x", "w", "y_grad"], ["x_grad"])
+        cotangent = twice.graph.input[-1].name
+        given = {**feeds(name, n), "y_grad": COTANGENT, cotangent: SECOND}
+        found = list(outputs(twice, given).values())[1:]
+        for mine, theirs in zip(found, second_in_torch(name, place, n), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-6, err_msg=place)
