@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradcut import errors, losses, passes, schedules
+    from gradcut import errors, losses, passes, schedules, torch
     from gradcut.activity import Activity, CutEdge
     from gradcut.api import analyze, freeze, load, stop_gradient, unfreeze, vjp
     from gradcut.artifacts import TrainingArtifacts
@@ -55,7 +55,7 @@ _HOMES = {
     "unfreeze": "api",
     "vjp": "api",
 }
-_MODULES = ("errors", "losses", "passes", "schedules")
+_MODULES = ("errors", "losses", "passes", "schedules", "torch")
 
 __all__ = [
     "EMA",
@@ -86,6 +86,7 @@ __all__ = [
     "schedules",
     "stop_gradient",
     "to_networkx",
+    "torch",
     "unfreeze",
     "vjp",
 ]

@@ -18,6 +18,7 @@
     ├── DataError                 a data file that cannot train this model
     ├── NotFiniteError            the loss became NaN or infinite
     ├── GradientCheckError        gradients that disagree with finite differences
+    ├── TorchExportError          torch cannot export a module, or its backward is one that no file can hold
     └── MissingExtraError         something optional is not installed; names the extra
 
 Each message says which node, operator, value or file, what is wrong and what to do. ``GradcutError.user`` tells the
@@ -119,6 +120,10 @@ class GradientCheckError(GradcutError):
     """Gradients disagree with finite differences."""
 
     user = False
+
+
+class TorchExportError(GradcutError):
+    """torch cannot export the module, or its backward is one that no file can hold."""
 
 
 class MissingExtraError(GradcutError):

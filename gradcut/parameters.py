@@ -28,6 +28,10 @@ from gradcut.dims import FLOATS
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 #: Metadata of a Constant node that a pass computed: it was none in the model, so it does not become a weight.
 COMPUTED = "gradcut.computed"
+#: Metadata of a model: a JSON list of the parameters that it freezes.
+FROZEN = "gradcut.frozen"
+#: Metadata of a BatchNormalization whose mode stays, whether its scale and bias train or are frozen.
+KEEPS_MODE = "gradcut.keeps_mode"
 _CARRIERS = frozenset(
     "Transpose Reshape Flatten Expand Cast CastLike Identity Unsqueeze Squeeze Concat Slice Split".split()
 )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import onnx_ir as ir
 
 from gradcut.errors import PipelineError, SpecError
+from gradcut.parameters import FROZEN as FROZEN  # one of those below: it is in files, torch's export writes it too
 from gradcut.text import format_scalar, nearest, parse_scalar, quote
 
 PASSES: dict[str, type[Pass]] = {}
@@ -21,7 +22,6 @@ DRAWING = frozenset(
 )
 
 #: Model metadata that passes hand on; model-level metadata survives text.
-FROZEN = "gradcut.frozen"
 TRAINABLE = "gradcut.trainable"
 QUESTION = "gradcut.question"
 GRADIENTS = "gradcut.gradients"

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from gradcut.dialect import is_mark
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
-from gradcut.parameters import Decision, constant_tensor
+from gradcut.parameters import KEEPS_MODE, Decision, constant_tensor
 from gradcut.passes.base import DECISIONS, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.body_draws import with_turns
 from gradcut.passes.random import GENERATORS, Draws
@@ -41,7 +41,8 @@ class Specialize(Pass):
     Attributes:
         batch_norm: ``auto``: a node that the file has in training mode stays, one in inference mode trains iff its
             scale or bias does; ``train``: every one trains; ``eval``: none. One named by a freeze never trains
-            (by name or scope; where only one of scale and bias is frozen, the other decides).
+            (by name or scope; where only one of scale and bias is frozen, the other decides). Where the exporter
+            says that the mode is the module's own (`KEEPS_MODE`), ``auto`` keeps it.
         dropout: ``auto``: as the file says; ``train``; ``eval``.
         draws: have the operators that generate random numbers draw from (seed, step, node) too.
         own: only the statistics of norms that train move, by their scale and bias, or where these are no parameters by
@@ -92,6 +93,8 @@ def _batch_norms(model: ir.Model, choice: str, own: bool) -> None:
 def _trains(node: ir.Node, choice: str, frozen: set[str], trained: set[str]) -> bool:
     """A freeze that leaves neither scale nor bias to train names the node; where one of them trains, it does not."""
     names = _named(node.inputs[1:3])
+    if choice == "auto" and KEEPS_MODE in node.metadata_props:
+        return _flag(node)
     if choice == "eval" or (names & frozen and not names & trained):
         return False
     return choice == "train" or _flag(node) or bool(names & trained)

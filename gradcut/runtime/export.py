@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from gradcut import checkpoint
 from gradcut.artifacts import BEST, TrainingArtifacts, check_output
 from gradcut.dialect import declare
 from gradcut.errors import ArtifactsError, CheckpointError
-from gradcut.io import atomic_write, atomic_write_bytes, sync
+from gradcut.model_files import write_model
 from gradcut.passes.emit import strip_marks
-from gradcut.source import MAX_BYTES, TEXT_SUFFIXES, as_text, take_in, weights_size
 from gradcut.subgraphs import body_tensors
 
 Array = np.ndarray[Any, Any]
@@ -48,10 +46,7 @@ def export(
         declare(result)
     for key in [key for key in result.metadata_props if key.startswith("gradcut.") and not keep_marks]:
         del result.metadata_props[key]
-    try:
-        return _write(result, target)
-    except OSError as error:
-        raise ArtifactsError(f"{path}: the model could not be written ({error.strerror or error})") from error
+    return write_model(result, target)
 
 
 def written_back(artifacts: TrainingArtifacts) -> list[str]:
@@ -82,33 +77,6 @@ def trained(artifacts: TrainingArtifacts, best: bool = False) -> tuple[dict[str,
         if name not in last or name not in tensors or last[name].shape != tensors[name].shape:
             raise CheckpointError(f"{path} is of another model, or of another choice of what trains: {name!r}")
     return tensors, int(record["step"])
-
-
-def _write(model: ir.Model, target: Path) -> Path | None:
-    """Weights inside the file, or beside it."""
-    if weights_size(model) > MAX_BYTES:
-        return _write_beside(model, target)
-    take_in(model)
-    if target.suffix in TEXT_SUFFIXES:
-        atomic_write_bytes(target, as_text(model, target.suffix))
-    else:
-        atomic_write(target, lambda temporary: ir.save(model, temporary, format="protobuf"))
-    return None
-
-
-def _write_beside(model: ir.Model, target: Path) -> Path:
-    """Both files are whole before either takes its place."""
-    if target.suffix in TEXT_SUFFIXES:
-        raise ArtifactsError(f"{target}: text holds the weights, which are over 1.9 GB here; write an .onnx file")
-    data = f"{target.name}.data"
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as name:
-        staging = Path(name)
-        ir.save(model, staging / target.name, external_data=data)
-        for file in (data, target.name):
-            sync(staging / file)
-            (staging / file).replace(target.parent / file)
-    sync(target.parent)
-    return target.parent / data
 
 
 def _write_back(model: ir.Model, tensors: Mapping[str, Array]) -> None:

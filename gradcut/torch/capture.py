@@ -1,0 +1,123 @@
+"""From a module to torch's own program: `torch.export.export`, and what it would lose without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from gradcut.errors import TorchExportError
+from gradcut.torch.arguments import Request
+
+#: Whose backward is that of what they run.
+_PLAIN_FUNCTIONS = frozenset({"CheckpointFunction", "NoopSaveInputs"})
+
+
+def capture(request: Request) -> ExportedProgram:
+    """The module as torch.export traces it, with gradients on.
+
+    Raises:
+        TorchExportError: with torch's reason, in one line.
+    """
+    args, kwargs = request.example()
+    lost: list[str] = []
+    try:
+        with quiet(), torch.enable_grad(), _watched(lost), _no_fast_path():
+            program = torch.export.export(
+                request.module, args, kwargs, dynamic_shapes=request.dynamic_shapes(), strict=False
+            )
+    except Exception as error:
+        raise TorchExportError(lost[0] if lost else _reason(request, error)) from error
+    if lost:
+        raise TorchExportError(lost[0])
+    return program
+
+
+def hooked(module: nn.Module) -> list[str]:
+    """Modules and parameters with hooks that see, and may change, gradients."""
+    modules = [name or "the module" for name, one in module.named_modules() if _has_hooks(one)]
+    return modules + [name for name, one in module.named_parameters() if one._backward_hooks]
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong first, in one line: torch wraps it, and explains at length."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = (line.strip() for line in str(error).splitlines())
+    text = next((line for line in lines if line), type(error).__name__)
+    return text if len(text) < 400 else f"{text[:400]}..."
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warnings and logs, which speak of its inside."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextlib.contextmanager
+def _watched(lost: list[str]) -> Iterator[None]:
+    """Note what changes gradients by Python code, which a trace does not hold."""
+    apply, register = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
+
+    def noted(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and cls.__name__ not in _PLAIN_FUNCTIONS:
+            lost.append(
+                f"the module calls {cls.__qualname__}, a torch.autograd.Function, whose backward no file can hold; "
+                "write a straight-through estimator as x + (f(x) - x).detach(), or leave the function out and call "
+                "gradcut.custom_gradient on the file"
+            )
+        return apply.__func__(cls, *args, **kwargs)
+
+    def hooked_tensor(tensor: torch.Tensor, hook: Any) -> Any:
+        lost.append(
+            "forward calls register_hook on a tensor, and what the hook makes of a gradient no file can hold; see "
+            "gradcut.gradient_scale, gradient_reversal and gradient_clip"
+        )
+        return register(tensor, hook)
+
+    torch.autograd.Function.apply = classmethod(noted)  # type: ignore[assignment, method-assign]
+    torch.Tensor.register_hook = hooked_tensor  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply
+        torch.Tensor.register_hook = register  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """A frozen transformer layer in eval mode would run as one fused operator, which ONNX does not have."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def _reason(request: Request, error: Exception) -> str:
+    fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
+    if fixed is None:
+        return f"torch cannot export {type(request.module).__name__}: {first_line(error)}"
+    return (
+        f"{type(request.module).__name__} fixes the batch at {fixed[1]}, so that axis 0 cannot be of any size: find "
+        "what depends on its value (a reshape to a number, a buffer of that size), or give dynamic_batch=False"
+    )
