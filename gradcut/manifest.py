@@ -14,6 +14,7 @@ from gradcut import ort_graphs
 from gradcut.artifacts import SCHEMA, SHARED, VERSION, TrainingArtifacts
 from gradcut.compilation import Compilation
 from gradcut.graphs import StepNames, Trained, own_version, signature
+from gradcut.parameters import KIND
 from gradcut.passes.base import FROZEN, TRAINABLE, read_json
 from gradcut.passes.propagate import main_values
 from gradcut.shared import merged, twins
@@ -148,7 +149,8 @@ def _merged(c: Compilation) -> Iterator[str]:
 def _twins(c: Compilation) -> Iterator[str]:
     """A tied weight that was written twice."""
     trained = {*c.gradients["wrt"]}
-    found = [pair for pair in twins(c.decisions.values()) if trained & {*pair}]
+    said = {name for name, value in c.given.graph.initializers.items() if KIND in value.metadata_props}
+    found = [pair for pair in twins(c.decisions.values()) if trained & {*pair} and not said >= {*pair}]
     if found:
         listed = join_names((" and ".join(pair) for pair in found), 3)
         yield (

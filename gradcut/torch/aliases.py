@@ -40,8 +40,8 @@ def check_in_place(module: GraphModule) -> None:
         for operand in _written_operands(node):
             mine = root(operand)
             for other in sharing[root(operand, through_marks=True)]:
-                later = any(order[user] > order[node] and user.target != STOP_GRADIENT for user in other.users)
-                if root(other) is not mine and later:
+                later = any(order[user] > order[node] for user in other.users)
+                if order[other] < order[node] and later and root(other) is not mine:
                     raise TorchExportError(
                         f"{where(node)} changes in place a tensor that shares its memory with a detached one "
                         f"({other.name}), which is read later; a file has no shared memory: detach().clone() it"

@@ -17,6 +17,7 @@ from gradcut.errors import ArtifactsError, SpecError
 
 OPSETS = range(18, 24)
 BATCH = "batch"
+Bounds = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,21 @@ class Request:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Each tensor of the example, called by its place: ``x``, ``batch['image']``."""
-        for path, value in pytree.tree_leaves_with_path(self.given):
-            if isinstance(value, Tensor):
-                yield f"{path[0].key}{pytree.keystr(path[1:])}", value
+        for name, part in self.given.items():
+            for path, value in pytree.tree_leaves_with_path(part):
+                if isinstance(value, Tensor):
+                    yield f"{name}{pytree.keystr(path)}", value
 
-    def dynamic_shapes(self) -> Any:
-        """As `torch.export.export` takes them."""
+    def dynamic_shapes(self, bounds: Bounds | None = None) -> Any:
+        """As `torch.export.export` takes them; `bounds` are of sizes by name."""
         if self.dynamic_batch is False:
             return None
         if isinstance(self.dynamic_batch, Mapping):
-            return self._asked_for(self.dynamic_batch)
+            return self._asked_for(self.dynamic_batch, bounds)
         if not isinstance(self.dynamic_batch, (bool, str)) or not self.dynamic_batch:
             raise SpecError(f"dynamic_batch is True, False, a name or a mapping, not {self.dynamic_batch!r}")
         self._check_batch()
-        dim = torch.export.Dim(_identifier(BATCH if self.dynamic_batch is True else self.dynamic_batch))
+        dim = _dim(BATCH if self.dynamic_batch is True else self.dynamic_batch, bounds)
         return pytree.tree_map(lambda one: {0: dim} if isinstance(one, Tensor) and one.ndim else None, self.given)
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -84,12 +86,12 @@ class Request:
         with torch.no_grad():
             return pytree.tree_map(doubled, self.args), pytree.tree_map(doubled, self.kwargs)
 
-    def _asked_for(self, shapes: Mapping[str, Any]) -> Any:
+    def _asked_for(self, shapes: Mapping[str, Any], bounds: Bounds | None) -> Any:
         unknown = [name for name in shapes if name not in self.given]
         if unknown:
             raise SpecError(f"dynamic_batch names {unknown[0]!r}; forward's arguments here are {', '.join(self.given)}")
         dims: dict[str, Any] = {}
-        named = lambda one: dims.setdefault(one, torch.export.Dim(_identifier(one))) if isinstance(one, str) else one
+        named = lambda one: dims.setdefault(one, _dim(one, bounds)) if isinstance(one, str) else one
         return {name: pytree.tree_map(named, shapes.get(name)) for name in self.given}
 
     def _check_batch(self) -> None:
@@ -159,7 +161,7 @@ def _names(what: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
     return found
 
 
-def _identifier(name: str) -> str:
+def _dim(name: str, bounds: Bounds | None) -> Any:
     if not name.isidentifier():
         raise SpecError(f"{name!r} is no name for a dimension: letters, digits and _ alone")
-    return name
+    return torch.export.Dim(name, **(bounds or {}).get(name, {}))

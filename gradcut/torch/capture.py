@@ -7,37 +7,65 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 
 from gradcut.errors import TorchExportError
 from gradcut.torch.arguments import Request
 
+#: How torch suggests bounds for a size: ``batch = Dim('batch', max=25)``.
+_SUGGESTED = re.compile(r"(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)")
+_BOUND = re.compile(r"(min|max)=(\d+)")
 #: Whose backward is that of what they run.
 _PLAIN_FUNCTIONS = frozenset({"CheckpointFunction", "NoopSaveInputs"})
 
 
-def capture(request: Request) -> ExportedProgram:
+@dataclass(frozen=True)
+class Captured:
+    """torch's program, and the sizes that it holds for where that is not every size."""
+
+    program: ExportedProgram
+    ranges: dict[str, str]
+
+
+def capture(request: Request) -> Captured:
     """The module as torch.export traces it, with gradients on.
 
     Raises:
         TorchExportError: with torch's reason, in one line.
     """
-    args, kwargs = request.example()
     lost: list[str] = []
-    try:
-        with quiet(), torch.enable_grad(), _watched(lost), _no_fast_path():
-            program = torch.export.export(
-                request.module, args, kwargs, dynamic_shapes=request.dynamic_shapes(), strict=False
-            )
-    except Exception as error:
-        raise TorchExportError(lost[0] if lost else _reason(request, error)) from error
+    with quiet(), torch.enable_grad(), _watched(lost), _no_fast_path():
+        try:
+            found = _traced(request)
+        except Exception as error:
+            raise TorchExportError(lost[0] if lost else _reason(request, error)) from error
     if lost:
         raise TorchExportError(lost[0])
-    return program
+    return found
+
+
+def _traced(request: Request) -> Captured:
+    """Where the module's code takes another way from some size on, the program is that of the example's side."""
+    args, kwargs = request.example()
+
+    def trace(shapes: Any) -> ExportedProgram:
+        return torch.export.export(request.module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+    try:
+        return Captured(trace(request.dynamic_shapes()), {})
+    except UserError as error:
+        ranges = dict(_SUGGESTED.findall(str(error)))
+        if not ranges:
+            raise
+    bounds = {name: {one[1]: int(one[2]) for one in _BOUND.finditer(text)} for name, text in ranges.items()}
+    said = {name: text.removeprefix(", ") for name, text in ranges.items() if bounds[name] != {"min": 2}}
+    return Captured(trace(request.dynamic_shapes(bounds)), said)
 
 
 def hooked(module: nn.Module) -> list[str]:
@@ -71,7 +99,9 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _watched(lost: list[str]) -> Iterator[None]:
     """Note what changes gradients by Python code, which a trace does not hold."""
-    apply, register = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
+    function: Any = torch.autograd.Function
+    tensor: Any = torch.Tensor
+    apply, register = function.__dict__["apply"], tensor.register_hook
 
     def noted(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and cls.__name__ not in _PLAIN_FUNCTIONS:
@@ -82,20 +112,18 @@ def _watched(lost: list[str]) -> Iterator[None]:
             )
         return apply.__func__(cls, *args, **kwargs)
 
-    def hooked_tensor(tensor: torch.Tensor, hook: Any) -> Any:
+    def hooked_tensor(self: torch.Tensor, hook: Any) -> Any:
         lost.append(
             "forward calls register_hook on a tensor, and what the hook makes of a gradient no file can hold; see "
             "gradcut.gradient_scale, gradient_reversal and gradient_clip"
         )
-        return register(tensor, hook)
+        return register(self, hook)
 
-    torch.autograd.Function.apply = classmethod(noted)  # type: ignore[assignment, method-assign]
-    torch.Tensor.register_hook = hooked_tensor  # type: ignore[assignment, method-assign]
+    function.apply, tensor.register_hook = classmethod(noted), hooked_tensor
     try:
         yield
     finally:
-        torch.autograd.Function.apply = apply
-        torch.Tensor.register_hook = register  # type: ignore[method-assign]
+        function.apply, tensor.register_hook = apply, register
 
 
 @contextlib.contextmanager

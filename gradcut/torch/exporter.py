@@ -19,7 +19,7 @@ from gradcut.model_files import write_model
 from gradcut.parameters import FROZEN
 from gradcut.text import join_names
 from gradcut.torch.arguments import Request
-from gradcut.torch.capture import capture, first_line, hooked, quiet
+from gradcut.torch.capture import Captured, capture, first_line, hooked, quiet
 from gradcut.torch.modes import check_norms, keep_batch_norms, set_modes
 from gradcut.torch.naming import name_dimensions, name_ports, name_tensors
 from gradcut.torch.operators import translations
@@ -32,7 +32,8 @@ _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 def write(request: Request) -> Path:
     """Write the file that a request asks for; its path."""
     check_norms(request.module)
-    program = capture(request)
+    captured = capture(request)
+    program = captured.program
     take_in_regions(program)
     keep_batch_norms(program)
     mark_regions(program)
@@ -40,7 +41,7 @@ def write(request: Request) -> Path:
     _check_parameters(translated.exported_program)
     model = _finished(request, program, translated.model)
     write_model(model, request.path)
-    for message in _lost(request, translated.exported_program):
+    for message in _lost(request, captured, translated.exported_program):
         warnings.warn(message, GradcutWarning, stacklevel=3)
     return request.path
 
@@ -96,9 +97,12 @@ def _check_parameters(program: ExportedProgram) -> None:
         )
 
 
-def _lost(request: Request, program: ExportedProgram) -> list[str]:
+def _lost(request: Request, captured: Captured, program: ExportedProgram) -> list[str]:
     """What the file does not do and torch does, a sentence each."""
-    messages = []
+    messages = [
+        f"the file holds for {name} with {bounds}: the code takes another way at other sizes, which it does not have"
+        for name, bounds in captured.ranges.items()
+    ]
     moved = sorted(set(program.graph_signature.buffers_to_mutate.values()))
     if moved:
         messages.append(

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from gradcut.errors import TorchExportError
 from gradcut.parameters import KEEPS_MODE, constant_tensor
+from gradcut.torch.aliases import root
 from gradcut.torch.operators import BATCH_NORM
 from gradcut.torch.regions import graphs
 
@@ -43,7 +44,7 @@ def keep_batch_norms(program: ExportedProgram) -> None:
         if (spec.target or "").rpartition(".")[2] == _COUNTER
     }
     for module in graphs(program):
-        for node in list(module.graph.nodes):
+        for node in reversed(list(module.graph.nodes)):  # a count of two batches reads that of one
             if node.op == "call_function":
                 _keep(module, node, counters)
 
@@ -54,10 +55,8 @@ def _keep(module: GraphModule, node: Node, counters: Collection[str]) -> None:
         if training and mean is not None:  # without statistics of its own it is written out
             node.target = BATCH_NORM
             node.args = (x, weight, bias, mean, var, momentum, eps)
-    elif node.target is torch.ops.aten.add_.Tensor and not node.users:
-        counter = node.args[0]
-        if isinstance(counter, Node) and counter.name in counters:
-            module.graph.erase_node(node)
+    elif node.target is torch.ops.aten.add_.Tensor and not node.users and root(node).name in counters:
+        module.graph.erase_node(node)
 
 
 def set_modes(model: ir.Model, frozen: Collection[str]) -> None:

@@ -70,9 +70,10 @@ def name_dimensions(model: ir.Model, program: ExportedProgram, dims: Any) -> Non
     asked = _asked(dims, len(specs), program)
     names: dict[str, str] = {}
     for spec, axes in zip(specs, asked, strict=True):
-        value = given.get(getattr(spec.arg, "name", None))
-        for axis, dim in axes.items() if value is not None and value.shape is not None else ():
-            symbol = value.shape[axis]
+        value = given.get(str(getattr(spec.arg, "name", None)))
+        shape = value.shape if value is not None else None
+        for axis, dim in axes.items() if shape is not None else ():
+            symbol = shape[axis]  # type: ignore[index]
             if isinstance(symbol, ir.SymbolicDim) and symbol.value is not None:
                 names.setdefault(symbol.value, getattr(dim, "__name__", symbol.value))
     rename = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")

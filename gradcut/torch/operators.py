@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
+import onnxscript.evaluator
 import torch
-from onnxscript import opset18 as op
 from torch import Tensor
 
 from gradcut.dialect import DOMAIN, MARK
 
-_LIBRARY = torch.library.Library(DOMAIN, "FRAGMENT")
+#: What records nodes when a translation calls it; its types are those of eager arrays.
+_OP: Any = onnxscript.opset18
+_LIBRARY: Any = torch.library.Library(DOMAIN, "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
 _LIBRARY.define(
     "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float momentum, float eps) -> Tensor"
@@ -36,10 +38,9 @@ BATCH_NORM = torch.ops.gradcut.batch_norm.default
 
 
 def _stop_gradient(x: ir.Value) -> ir.Value:
-    from torch.onnx._internal.exporter import _core
-
     node = ir.Node(DOMAIN, MARK, [x], version=1)
-    _core.current_tracer.nodes.append(node)  # type: ignore[attr-defined]
+    recorder: Any = onnxscript.evaluator.default()
+    recorder.nodes.append(node)
     return node.outputs[0]
 
 
@@ -55,13 +56,13 @@ def _batch_norm(
     """In training mode; ONNX's momentum is what stays of the old statistics."""
     weight = _filled(1.0, mean) if weight is None else weight
     bias = _filled(0.0, mean) if bias is None else bias
-    outputs = op.BatchNormalization(x, weight, bias, mean, var, epsilon=eps, momentum=1.0 - momentum, training_mode=1)
+    outputs = _OP.BatchNormalization(x, weight, bias, mean, var, epsilon=eps, momentum=1.0 - momentum, training_mode=1)
     return outputs[0]
 
 
 def _filled(number: float, like: ir.Value) -> Any:
     assert like.dtype is not None and like.shape is not None
-    return op.Constant(value=ir.tensor([number] * int(like.shape[0]), dtype=like.dtype))
+    return _OP.Constant(value=ir.tensor([number] * like.shape.numpy()[0], dtype=like.dtype))
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
