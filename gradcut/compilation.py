@@ -14,6 +14,7 @@ from gradcut.blocked import blocked_by
 from gradcut.cost import Cost, estimate
 from gradcut.errors import NothingTrainsError, SpecError
 from gradcut.graphs import (
+    NEXT,
     SlotNames,
     StepNames,
     Trained,
@@ -156,6 +157,10 @@ class Compilation:
             step_next=names.fresh("step_next"),
             seed=self.draws.get("seed"),
             gradient_norm=names.fresh("gradient_norm") if self.plan.clip_norm is not None else None,
+            clocks={
+                clock: (names.fresh(f"updates_{clock}"), names.fresh(f"updates_{clock}{NEXT}"))
+                for clock in dict.fromkeys(self.plan.clocks.values())
+            },
         )
         if request.target == ort_graphs.TARGET:
             trained, graphs = ort_graphs.build(work, request.update.optimizer, self.gradients["wrt"], self.state)

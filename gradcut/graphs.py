@@ -43,13 +43,18 @@ def slot_dtype(dtype: ir.DataType) -> ir.DataType:
 
 @dataclass(frozen=True)
 class StepNames:
-    """Names of the scalars of a step."""
+    """Names of the scalars of a step.
+
+    Attributes:
+        clocks: of each count of updates beside the step's own: its name, and that of its next.
+    """
 
     learning_rate: str
     step: str
     step_next: str
     seed: str | None
     gradient_norm: str | None = None
+    clocks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class SlotNames:
@@ -175,12 +180,13 @@ def _append_update(
     graph = model.graph
     lr = _scalar(values, scalars.learning_rate, ir.DataType.FLOAT)
     step = _scalar(values, scalars.step, ir.DataType.INT64)
-    graph.inputs.extend([lr, step])
+    clocks = {clock: _scalar(values, name, ir.DataType.INT64) for clock, (name, _) in scalars.clocks.items()}
+    graph.inputs.extend([lr, step, *clocks.values()])
     b = Builder(names, prefix="update_")
     outputs: list[tuple[str, ir.Value]] = []
     with b.arithmetic():
         gradients, norm = _clipped(b, plan, {one.name: values[one.gradient] for one in trained})
-        prepared = _Prepared(b, plan, lr, step)
+        prepared = _Prepared(b, plan, lr, {"": step, **clocks})
         for one in trained:
             slots = {slot: values[name] for slot, name in one.slots.items()}
             parameter, after = prepared.update(one.name, values[one.name], gradients[one.name], slots)
@@ -188,7 +194,9 @@ def _append_update(
             outputs += [(one.next[one.slots[slot]], value) for slot, value in after.items()]
             for value in (parameter, *after.values()):
                 value.shape = one.shape
-        outputs.append((scalars.step_next, b.Add(step, b.constant(1, ir.DataType.INT64))))
+        one_more = b.constant(1, ir.DataType.INT64)
+        outputs.append((scalars.step_next, b.Add(step, one_more)))
+        outputs += [(after, b.Add(clocks[clock], one_more)) for clock, (_, after) in scalars.clocks.items()]
         if norm is not None and scalars.gradient_norm is not None:
             outputs.append((scalars.gradient_norm, b.Cast(norm, to=ir.DataType.FLOAT)))
     graph.extend(b.nodes)
@@ -200,29 +208,29 @@ def _append_update(
 class _Prepared:
     """Updates of parameters, with the scalars of each optimizer built once."""
 
-    def __init__(self, b: Builder, plan: UpdatePlan, lr: ir.Value, step: ir.Value) -> None:
-        self.b, self.plan, self.lr, self.step = b, plan, lr, step
-        self._scalars: dict[Optimizer, Scalars] = {}
+    def __init__(self, b: Builder, plan: UpdatePlan, lr: ir.Value, clocks: Mapping[str, ir.Value]) -> None:
+        self.b, self.plan, self.lr, self.clocks = b, plan, lr, clocks
+        self._scalars: dict[tuple[Optimizer, str], Scalars] = {}
 
     def update(
         self, name: str, parameter: ir.Value, gradient: ir.Value, slots: Mapping[str, ir.Value]
     ) -> tuple[ir.Value, dict[str, ir.Value]]:
         """The next value of a parameter and of its slots, its running average included."""
         optimizer = self.plan.of(name)
-        result, after = optimizer.update(self.b, self._of(optimizer), parameter, gradient, slots)
+        result, after = optimizer.update(self.b, self._of(optimizer, self.plan.clock(name)), parameter, gradient, slots)
         if self.plan.ema is not None:
             average = slots[EMA]
             fresh = self.b.Cast(result, to=average.dtype)
             after[EMA] = average * self.plan.ema + fresh * (1.0 - self.plan.ema)
         return result, after
 
-    def _of(self, optimizer: Optimizer) -> Scalars:
-        if optimizer not in self._scalars:
+    def _of(self, optimizer: Optimizer, clock: str) -> Scalars:
+        if (optimizer, clock) not in self._scalars:
             factor, rate = self.plan.factor(optimizer), self.lr
             if factor != 1.0:
                 rate = self.b.Cast(rate, to=ir.DataType.DOUBLE) * factor
-            self._scalars[optimizer] = optimizer.prepare(self.b, rate, self.step)
-        return self._scalars[optimizer]
+            self._scalars[optimizer, clock] = optimizer.prepare(self.b, rate, self.clocks[clock])
+        return self._scalars[optimizer, clock]
 
 
 def _clipped(

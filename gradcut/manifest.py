@@ -49,7 +49,7 @@ def manifest(
         "seed": request.seed,
         "stop_at": list(request.stop_at),
         "frozen": c.frozen,
-        "names": {key: name if name in ports else None for key, name in asdict(scalars).items()},
+        "names": {key: name if key == "clocks" or name in ports else None for key, name in asdict(scalars).items()},
         "graphs": signatures,
         "trainable": [_trainable(c, one) for one in trained],
         "state": c.state,
@@ -115,6 +115,7 @@ def _trainable(c: Compilation, one: Trained) -> dict[str, Any]:
         "next": dict(one.next),
         "optimizer": c.plan.of(one.name).spec(),
         "groups": c.groups[one.name],
+        "clock": c.plan.clock(one.name),
     }
 
 
@@ -172,6 +173,8 @@ def _roles(c: Compilation, trained: Sequence[Trained], scalars: StepNames) -> di
     roles |= {name: "next" for one in trained for name in one.next.values()}
     roles |= dict.fromkeys(c.state, "state") | dict.fromkeys(c.state.values(), "next") | dict.fromkeys(c.held, "held")
     roles |= {scalars.learning_rate: "learning_rate", scalars.step: "step", scalars.step_next: "next"}
+    for clock, after in scalars.clocks.values():
+        roles |= {clock: "step", after: "next"}
     if scalars.gradient_norm is not None:
         roles[scalars.gradient_norm] = "gradient_norm"
     if scalars.seed is not None:

@@ -30,6 +30,8 @@ class UpdatePlan:
             min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does.
         clip_value: no element of a gradient is further from 0, as torch.nn.utils.clip_grad_value_ has it.
         ema: d of the average e' = d e + (1 - d) p' that is kept of each parameter; it starts as the parameter.
+        clocks: by parameter, the name of the count of updates that its optimizer goes by, where it is not the step's:
+            of several phases, one that joins late starts at 0.
     """
 
     base: Optimizer
@@ -37,6 +39,7 @@ class UpdatePlan:
     clip_norm: float | None = None
     clip_value: float | None = None
     ema: float | None = None
+    clocks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for option in ("clip_norm", "clip_value", "ema"):
@@ -59,6 +62,10 @@ class UpdatePlan:
         """The optimizer of a parameter."""
         return self.own.get(parameter, self.base)
 
+    def clock(self, parameter: str) -> str:
+        """The name of a parameter's count of updates; empty: the step's own."""
+        return self.clocks.get(parameter, "")
+
     def factor(self, optimizer: Optimizer) -> float:
         """What the base rate of a step is multiplied by for a parameter of this optimizer."""
         return optimizer.lr / self.base.lr if optimizer.lr != self.base.lr else 1.0
@@ -78,4 +85,6 @@ class UpdatePlan:
         """The plan that artifacts were compiled with."""
         said = manifest["optimizer"]
         own = {one["name"]: parse_optimizer(one["optimizer"]) for one in manifest["trainable"] if "optimizer" in one}
-        return cls(parse_optimizer(said["spec"]), own, said.get("clip_norm"), said.get("clip_value"), said.get("ema"))
+        clocks = {one["name"]: one["clock"] for one in manifest["trainable"] if one.get("clock")}
+        clips = said.get("clip_norm"), said.get("clip_value")
+        return cls(parse_optimizer(said["spec"]), own, *clips, said.get("ema"), clocks)

@@ -120,9 +120,9 @@ class HostOptimizer:
         self._plan = optimizer if isinstance(optimizer, UpdatePlan) else UpdatePlan(optimizer)
         self._threads = threads if threads is not None else _cores()
         rows = {name: _row(self._plan, name, array, slots) for name, array in parameters.items()}
-        alike: dict[tuple[np.dtype[Any], Optimizer], list[str]] = {}
+        alike: dict[tuple[np.dtype[Any], Optimizer, str], list[str]] = {}
         for name, array in parameters.items():
-            alike.setdefault((array.dtype, self._plan.of(name)), []).append(name)
+            alike.setdefault((array.dtype, self._plan.of(name), self._plan.clock(name)), []).append(name)
         self._tables = [
             (self._plan.of(names[0]), host_update(self._plan.of(names[0])), self._table(names, rows))
             for names in alike.values()
@@ -139,13 +139,15 @@ class HostOptimizer:
         dtypes = dict.fromkeys(row[0].dtype for row in rows.values())
         return [self._table([name for name in rows if rows[name][0].dtype == dtype], pairs) for dtype in dtypes]
 
-    def step(self, gradients: Mapping[str, Array], lr: float, step: int) -> float | None:
+    def step(
+        self, gradients: Mapping[str, Array], lr: float, step: int, clocks: Mapping[str, int] | None = None
+    ) -> float | None:
         """One update; where gradients are clipped by their norm, that norm before, else None.
 
         Args:
             gradients: by parameter name, of the parameters' shapes and dtypes; other names are passed over.
             lr: the base learning rate of this step.
-            step: updates done before this one.
+            step: updates done before this one. clocks: likewise, by the names that the plan gives counts of their own.
 
         Raises, before anything is changed, FeedError for a gradient that is missing or does not fit, and
         NotFiniteError where gradients are clipped by a norm that is NaN or infinite.
@@ -158,7 +160,9 @@ class HostOptimizer:
             factor = min(1.0, self._plan.clip_norm / (norm + NORM_EPS))
         for optimizer, update, table in self._tables:
             rate = lr * self._plan.factor(optimizer)
-            taken = [factor * update.sign, self._limit, *update.scalars(rate, step)]
+            clock = self._plan.clock(table.names[0])
+            done = (clocks or {}).get(clock, 0) if clock else step
+            taken = [factor * update.sign, self._limit, *update.scalars(rate, done)]
             scalars = np.array(taken, dtype=table.dtype)
             if update.measure is not None and update.ratios is not None:
                 self._run(update.measure, table, table.blocks, scalars)

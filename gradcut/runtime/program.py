@@ -43,12 +43,17 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the programs of a session share: the state by name, and how graphs are run."""
+    """What the programs of a session share: the state by name, and how graphs are run.
+
+    Attributes:
+        clocks: counts of updates that parameters of several steps go by.
+    """
 
     slots: dict[str, Slot]
     device: str
     threads: int | None
     options: Mapping[str, str] | None
+    clocks: dict[str, int] = field(default_factory=dict)
 
 
 class Program:
@@ -102,7 +107,7 @@ class Program:
         before = {name: self._slots[name].numpy() for name in self.manifest["state"]} if len(batches) > 1 else {}
         try:
             result = self._run_batches(batches, rate)
-            norm = self.updater.step(rate, self.steps)
+            norm = self.updater.step(rate, self.steps, self.memory.clocks)
         except BaseException:
             for name, array in before.items():
                 self._slots[name].assign(array)
@@ -111,6 +116,8 @@ class Program:
             self._slots[name].swap()
         self._move_declared()
         self.steps += 1
+        for clock in self.manifest["names"]["clocks"]:
+            self.memory.clocks[clock] = self.memory.clocks.get(clock, 0) + 1
         return StepResult(result.loss, result.outputs, self.steps, norm)
 
     def _move_declared(self) -> None:

@@ -48,19 +48,19 @@ class Updater:
         self._kernel = self._host(threads) if self.backend == "host" else None
         self._graph = runner("optimizer_model") if self._kernel is None else None
 
-    def step(self, lr: float, done: int) -> float | None:
+    def step(self, lr: float, done: int, clocks: Mapping[str, int]) -> float | None:
         """Move the parameters; the norm of the gradients where they are clipped by it.
 
         Args:
-            done: updates before this one.
+            done: updates before this one. clocks: likewise, by the names of counts of their own.
 
         Raises:
             NotFiniteError: that norm is NaN or infinite; nothing moved.
         """
         if self._kernel is None:
-            return self._run_graph(lr, done)
+            return self._run_graph(lr, done, clocks)
         arrays = {one["name"]: self._gradients[one["gradient"]].array for one in self._trained}
-        norm: float | None = self._kernel.step(arrays, lr, done)
+        norm: float | None = self._kernel.step(arrays, lr, done, clocks)
         return norm
 
     def _host(self, threads: int | None) -> Any:
@@ -70,13 +70,14 @@ class Updater:
         slots = {one["name"]: {s: self._slots[n].array for s, n in one["slots"].items()} for one in self._trained}
         return HostOptimizer(self.plan, parameters, slots, threads=threads or cores())
 
-    def _run_graph(self, lr: float, done: int) -> float | None:
+    def _run_graph(self, lr: float, done: int, clocks: Mapping[str, int]) -> float | None:
         assert self._graph is not None
         names = self._manifest["names"]
         moving = [name for one in self._trained for name in one["next"]]
         inputs = {name: self._slots[name].current for name in moving}
         inputs |= {name: slot.current for name, slot in self._gradients.items()}
         inputs |= {names["learning_rate"]: scalar(lr, np.float32), names["step"]: scalar(done, np.int64)}
+        inputs |= {name: scalar(clocks.get(clock, 0), np.int64) for clock, (name, _) in names["clocks"].items()}
         outputs = {after: self._slots[name].spare for one in self._trained for name, after in one["next"].items()}
         results = self._graph.run(inputs, outputs)
         norm = float(results[names["gradient_norm"]].numpy()) if self.plan.clip_norm is not None else None
