@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradcut.heads import replace_head
     from gradcut.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, RMSprop
     from gradcut.passes import Pipeline
+    from gradcut.phases import Phase
     from gradcut.rules import register_rule
     from gradcut.runtime.session import TrainingSession
     from gradcut.state import EMA, State
@@ -37,6 +38,7 @@ _HOMES = {
     "GradcutError": "errors",
     "LAMB": "optimizers",
     "LARS": "optimizers",
+    "Phase": "phases",
     "Pipeline": "passes",
     "RMSprop": "optimizers",
     "SGD": "optimizers",
@@ -68,6 +70,7 @@ __all__ = [
     "AdamW",
     "CutEdge",
     "GradcutError",
+    "Phase",
     "Pipeline",
     "RMSprop",
     "State",

@@ -6,7 +6,7 @@ an input of the others' graphs, so that all of them read the one state that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,11 +15,12 @@ import onnx_ir as ir
 
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.compilation import Compilation
-from gradcut.errors import SpecError
+from gradcut.errors import GradcutError, PatternError, SpecError
 from gradcut.graphs import SlotNames
 from gradcut.losses import Objective, as_text
 from gradcut.manifest import manifest, manifest_of_steps
 from gradcut.ops import Names
+from gradcut.optimizers import UpdateRequest
 from gradcut.passes import AttachLoss, Capture, Import, Narrow, Pass, Pipeline
 from gradcut.passes.base import TRAINABLE, read_json
 from gradcut.passes.loss import attach_graph
@@ -62,7 +63,7 @@ def with_loss(
         attach_graph(work, own(cast(Source, loss)), {}, "the loss graph")
     else:
         run(AttachLoss(spec=request.loss))
-    if request.step:
+    if request.narrow:
         run(Narrow(outputs=request.outputs))
         values, trainable = main_values(work.graph), read_json(work, TRAINABLE)
         moves = [move for move in moves if moves_here(move, values, weights, trainable)]
@@ -79,32 +80,64 @@ def of_one(given: ir.Model, asked: Asked, verify_each: bool, watch: Watch | None
     return _artifacts(compilation, SlotNames(Names.of(compilation.work)))
 
 
-def of_steps(
-    given: ir.Model,
-    asked: Sequence[Asked],
-    verify_each: bool,
-    watch: Watch | None,
-    owner: Callable[[str], str] = lambda step: step,
-) -> TrainingArtifacts:
-    """Artifacts of several steps over the parameters of one model.
-
-    Args:
-        asked: each step; its request holds its name.
-        owner: of a step: who has its optimizer's state; steps of one owner share it by parameter.
-    """
-    compilations = {one.request.step: _differentiated(given.clone(), one, verify_each, watch) for one in asked}
-    _require_moved(asked[0].states, compilations.values())
-    moved = dict.fromkeys(name for one in compilations.values() for name in one.moved)
-    names = Names()
-    for one in compilations.values():
+def of_steps(given: ir.Model, asked: Sequence[Asked], verify_each: bool, watch: Watch | None) -> TrainingArtifacts:
+    """Artifacts of several players over the parameters of one model; each has optimizer state of its own."""
+    steps = _each(given, asked, verify_each, watch)
+    _require_moved(asked[0].states, steps.values())
+    moved = dict.fromkeys(name for one in steps.values() for name in one.moved)
+    for one in steps.values():
         one.finish(moved)
-        names.take(Names.of(one.work).taken)
-    state: dict[str, SlotNames] = {}
-    steps = {
-        name: _artifacts(one, state.setdefault(owner(name), SlotNames(names, owner(name))))
-        for name, one in compilations.items()
-    }
-    return _joined(given, steps)
+    names = _taken(steps.values())
+    built = {name: _artifacts(one, SlotNames(names, owner=name)) for name, one in steps.items()}
+    return _joined(given, built)
+
+
+def of_phases(
+    given: ir.Model, asked: Sequence[Asked], epochs: Sequence[int], verify_each: bool, watch: Watch | None
+) -> TrainingArtifacts:
+    """Artifacts of phases that follow each other: optimizer state is shared by parameter.
+
+    What only a later phase trains has not moved yet, and lies in a phase's graphs as what is frozen does.
+    """
+    phases = _each(given, asked, verify_each, watch)
+    _require_groups(asked[0].request.update, phases.values())
+    trained_in: dict[str, list[str]] = {}
+    moved: dict[str, None] = {}
+    for number, one in enumerate(phases.values(), 1):
+        moved |= one.moved
+        one.finish(moved)
+        for name in one.gradients["wrt"]:
+            trained_in.setdefault(name, []).append(str(number))
+    clocks = {name: "_".join(numbers) for name, numbers in trained_in.items()}
+    slots = SlotNames(_taken(phases.values()))
+    for one in phases.values():
+        one.plan = replace(one.plan, clocks={name: clocks[name] for name in one.gradients["wrt"]})
+    artifacts = _joined(given, {name: _artifacts(one, slots) for name, one in phases.items()})
+    artifacts.manifest["phases"] = dict(zip(phases, epochs, strict=True))
+    return artifacts
+
+
+def _each(given: ir.Model, asked: Sequence[Asked], verify_each: bool, watch: Watch | None) -> dict[str, Compilation]:
+    found = {}
+    for one in asked:
+        try:
+            found[one.request.step] = _differentiated(given.clone(), one, verify_each, watch)
+        except GradcutError as error:
+            error.args = (f"{one.request.step}: {error}", *error.args[1:])
+            raise
+    return found
+
+
+def _taken(steps: Iterable[Compilation]) -> Names:
+    """The names of all their graphs."""
+    return Names(name for one in steps for name in Names.of(one.work).taken)
+
+
+def _require_groups(update: UpdateRequest, phases: Iterable[Compilation]) -> None:
+    used = {number for one in phases for numbers in one.groups.values() for number in numbers}
+    idle = [group.pattern for number, group in enumerate(update.groups) if number not in used]
+    if idle:
+        raise PatternError(idle[0], "parameter that any phase trains (--group)", ())
 
 
 def _joined(given: ir.Model, steps: Mapping[str, TrainingArtifacts]) -> TrainingArtifacts:

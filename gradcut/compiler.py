@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.build import Asked, of_one, of_steps
+from gradcut.build import Asked, of_one, of_phases, of_steps
 from gradcut.errors import GradcutWarning, SpecError
 from gradcut.losses import Objective, as_text
 from gradcut.optimizers import Groups, Optimizer, UpdateRequest, as_groups
 from gradcut.passes.importing.straight_through import allow
 from gradcut.passes.pipeline import Watch, collection_held
+from gradcut.phases import Phase, as_phases
 from gradcut.request import Request, as_optimizer, as_seed
 from gradcut.source import Source, own
 from gradcut.spec import as_patterns
@@ -35,6 +36,7 @@ def compile(
     seed: int = 0,
     *,
     steps: Mapping[str, Step] | None = None,
+    phases: Sequence[Phase | str] | None = None,
     state: State | Sequence[State] = (),
     groups: Groups | None = None,
     no_decay: bool = False,
@@ -63,6 +65,8 @@ def compile(
         steps: several players or objectives over one set of parameters, by name. What is said of a step alone (loss,
             train, groups, no_decay, clip_norm, clip_value) is then said in its `Step`; `freeze` and `stop_at` hold for
             all of them, `optimizer`, `batch_norm` and `dropout` for those that say none.
+        phases: `Phase` or texts, ``["epochs=2,train=head.*", "epochs=3,train=layer4.*,head.*"]``: what trains changes
+            as training goes on; `train` is said in them. `gradcut train` goes through them.
         state: tensors that move by graphs of their own after the optimizer, `State` and `EMA`; of several steps, each
             moves those whose update it has the values for, and trains one of the parameters that it reads.
         groups: options of the optimizer for some parameters, by the patterns that `train` takes: ``{"head.*": {"lr":
@@ -93,26 +97,29 @@ def compile(
         batch_norm=batch_norm,
         dropout=dropout,
     )
-    common = {"target": target, "strict": strict, "seed": as_seed(seed)}
+    common: dict[str, Any] = {"target": target, "strict": strict, "seed": as_seed(seed)}
     given, states = own(model), as_states(state)
     if states and target != "onnx":
         raise SpecError(f"declared state is compiled for the target onnx; {target} knows none")
     allow(given, quantized)
     with collection_held():
-        if steps is None:
-            artifacts = of_one(given, Asked(_request(only, ema=ema, **common), loss, states), verify_each, watch)
+        if steps is not None:
+            _require_alone({**alone, "ema": ema, "no_decay": no_decay or None, "phases": phases})
+            artifacts = of_steps(given, _players(steps, only, common, states), verify_each, watch)
+        elif phases is not None:
+            found = as_phases(phases)
+            asked = [Asked(one, loss, states) for one in _phased(found, only, {**common, "ema": ema})]
+            artifacts = of_phases(given, asked, [one.epochs for one in found.values()], verify_each, watch)
         else:
-            _require_alone({**alone, "ema": ema, "no_decay": no_decay or None})
-            artifacts = of_steps(given, _asked(steps, only, common, states), verify_each, watch)
+            artifacts = of_one(given, Asked(_request(only, ema=ema, **common), loss, states), verify_each, watch)
     for text in artifacts.manifest["warnings"]:
         warnings.warn(text, GradcutWarning, stacklevel=2)
     return artifacts
 
 
-def _request(one: Step, ema: float | None = None, **common: Any) -> Request:
-    update = UpdateRequest(
-        as_optimizer(one.optimizer), as_groups(one.groups), one.no_decay, one.clip_norm, one.clip_value, ema
-    )
+def _request(one: Step, ema: float | None = None, phased: bool = False, **common: Any) -> Request:
+    clips = one.clip_norm, one.clip_value
+    update = UpdateRequest(as_optimizer(one.optimizer), as_groups(one.groups), one.no_decay, *clips, ema, phased)
     return Request(
         loss=as_text(one.loss) or "",
         train=as_patterns(one.train),
@@ -126,11 +133,12 @@ def _request(one: Step, ema: float | None = None, **common: Any) -> Request:
     )
 
 
-def _asked(steps: Mapping[str, Step], every: Step, common: Mapping[str, Any], states: tuple[State, ...]) -> list[Asked]:
+def _players(
+    steps: Mapping[str, Step], every: Step, common: Mapping[str, Any], states: tuple[State, ...]
+) -> list[Asked]:
     """Each step with what is said for all of them."""
     check_steps(steps)
-    if common["target"] != "onnx":
-        raise SpecError(f"several steps are compiled for the target onnx; {common['target']} takes one")
+    _require_onnx(common["target"])
     asked = []
     for name, step in steps.items():
         whole = replace(
@@ -141,12 +149,38 @@ def _asked(steps: Mapping[str, Step], every: Step, common: Mapping[str, Any], st
             batch_norm=every.batch_norm if step.batch_norm is None else step.batch_norm,
             dropout=every.dropout if step.dropout is None else step.dropout,
         )
-        asked.append(Asked(_request(whole, step=name, **common), step.loss, states))
+        asked.append(Asked(_request(whole, step=name, narrow=True, **common), step.loss, states))
     return asked
+
+
+def _phased(phases: Mapping[str, Phase], every: Step, common: Mapping[str, Any]) -> list[Request]:
+    """The request of each phase."""
+    _require_onnx(common["target"])
+    if every.train is not None:
+        raise SpecError("with phases=, train belongs into the phases: gradcut.Phase(epochs=..., train=...)")
+    optimizer = as_optimizer(every.optimizer)
+    requests = []
+    for name, phase in phases.items():
+        whole = replace(
+            every,
+            train=phase.train,
+            freeze=(*as_patterns(every.freeze), *as_patterns(phase.freeze)),
+            stop_at=(*as_patterns(every.stop_at), *as_patterns(phase.stop_at)),
+            optimizer=optimizer if phase.lr is None else replace(optimizer, lr=phase.lr),
+        )
+        requests.append(_request(whole, phased=True, step=name, **common))
+    return requests
+
+
+def _require_onnx(target: str) -> None:
+    if target != "onnx":
+        raise SpecError(f"several steps or phases are compiled for the target onnx; {target} takes one")
 
 
 def _require_alone(said: Mapping[str, Any]) -> None:
     """Raise where what belongs into a step is said beside the steps."""
     named = [name for name, value in said.items() if value is not None]
     if named:
+        if named[0] == "phases":
+            raise SpecError("steps= and phases= exclude each other")
         raise SpecError(f"with steps=, {named[0]} belongs into the step: gradcut.Step({named[0]}=...)")

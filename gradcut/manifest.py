@@ -74,6 +74,7 @@ def manifest_of_steps(steps: Mapping[str, TrainingArtifacts]) -> dict[str, Any]:
     warned = dict.fromkeys(f"{name}: {text}" for name, said in each.items() for text in said["warnings"])
     return {
         **shared,
+        "phases": None,
         "trainable": list(trained.values()),
         "state": state,
         "declared": declared,

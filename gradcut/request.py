@@ -29,6 +29,7 @@ class Request:
 
     Attributes:
         step: its name among several over one set of parameters; empty: it is the only one.
+        narrow: it is one of several players: it computes what it needs alone, and moves no other's statistics.
         outputs: of such a step, the model's outputs that it gives, see `gradcut.passes.Narrow`.
     """
 
@@ -43,6 +44,7 @@ class Request:
     dropout: str
     seed: int
     step: str = ""
+    narrow: bool = False
     outputs: tuple[str, ...] = ()
 
     def chosen(self, state: Sequence[str] = ()) -> tuple[Pass, ...]:
@@ -57,7 +59,7 @@ class Request:
         return Pipeline(
             (
                 Propagate(),
-                Specialize(batch_norm=self.batch_norm, dropout=self.dropout, own=bool(self.step)),
+                Specialize(batch_norm=self.batch_norm, dropout=self.dropout, own=self.narrow),
                 Differentiate(seed="one" if has_loss else "input", keep=True, unreached="drop"),
                 Simplify(),
             )

@@ -40,6 +40,12 @@ def command(
         list[str] | None,
         typer.Option(metavar="P", help="Values, scopes, value->node or scope->scope where gradients stop."),
     ] = None,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTIONS", help="'epochs=2,train=head.*,lr=1e-3', one after the other; also freeze, stop_at."
+        ),
+    ] = None,
     optimizer: Annotated[
         str, typer.Option(metavar="SPEC", help="adamw:lr=1e-3; sgd, adam, rmsprop, adagrad, lars, lamb.")
     ] = "adamw",
@@ -67,6 +73,7 @@ def command(
     from gradcut.errors import GradcutWarning
     from gradcut.report import summarize
     from gradcut.source import load
+    from gradcut.text import counted
 
     objective = loss or None
     folder = output if output is not None else Path(f"{Path(model).stem}.gradcut")
@@ -84,6 +91,7 @@ def command(
         train=train,
         freeze=freeze or (),
         stop_at=stop_at or (),
+        phases=phase or None,
         optimizer=optimizer,
         groups=group or (),
         no_decay=no_decay,
@@ -100,8 +108,15 @@ def command(
         watch=watch.watch,
     )
     artifacts.save(folder, force=force)
-    summary = summarize(artifacts, given, objective, batch_norm, dropout, everything=not (train or freeze or stop_at))
     watch.report()
-    rows([*summary.rows(), ("files", f"{folder}/ (training_model.onnx, checkpoint.safetensors, manifest.json, ...)")])
-    for warning in summary.warnings():
+    everything = not (train or freeze or stop_at or phase)
+    told: list[tuple[str, str]] = []
+    warned: dict[str, None] = {}
+    for name, one in (artifacts.steps or {"": artifacts}).items():
+        summary = summarize(one, given, objective, batch_norm, dropout, everything)
+        lasts = artifacts.manifest["phases"][name] if name else 0
+        told += [*([(name, counted(lasts, "epoch"))] if name else []), *summary.rows()]
+        warned |= dict.fromkeys(summary.warnings())
+    rows([*told, ("files", f"{folder}/ (training_model.onnx, checkpoint.safetensors, manifest.json, ...)")])
+    for warning in warned:
         warn(warning)

@@ -27,7 +27,7 @@ def command(
     artifacts = TrainingArtifacts.load(folder)
     moved = {*written_back(artifacts)}
     tensors, step = trained(artifacts, best)
-    tensors |= averages(artifacts.manifest, tensors) if ema else {}
+    tensors |= averages(artifacts, tensors) if ema else {}
     data = export(artifacts.model, {name: tensors[name] for name in sorted(moved)}, output, keep_marks)
     beside = f" (weights in {data.name}, which belongs beside it)" if data is not None else ""
     typer.echo(f"{output}{beside}: {len(moved)} tensors as of step {step}, the rest as it was given")

@@ -70,6 +70,9 @@ def _entry(pattern: object, options: object) -> Group:
 class UpdateRequest:
     """What was asked for, before it is known which parameters train; the fields are those of `gradcut.compile`.
 
+    Attributes:
+        phased: it is for one of several phases: a group may match nothing that trains in this one.
+
     Raises:
         SpecError: an option that the optimizer has not, or a value out of its range.
     """
@@ -80,6 +83,7 @@ class UpdateRequest:
     clip_norm: float | None = None
     clip_value: float | None = None
     ema: float | None = None
+    phased: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.no_decay, bool):
@@ -102,7 +106,7 @@ class UpdateRequest:
         own = {name: self._without_decay() if name in spared else self.optimizer for name in trained}
         member: dict[str, list[int]] = {name: [] for name in trained}
         for number, group in enumerate(self.groups):
-            for name in _matched(group.pattern, graph, trained):
+            for name in self._matched(group.pattern, graph, trained):
                 own[name] = self._with(own[name], group)
                 member[name].append(number)
         return self._plan(own), member, list(spared)
@@ -126,11 +130,12 @@ class UpdateRequest:
     def _without_decay(self) -> Optimizer:
         return replace(self.optimizer, weight_decay=0.0)  # type: ignore[call-arg]
 
-
-def _matched(pattern: str, graph: ir.Graph, trained: Collection[str]) -> list[str]:
-    try:
-        return match_parameters([pattern], graph, trained)
-    except PatternError as error:
-        raise PatternError(
-            pattern, "parameter that trains and no module scope of one (--group)", error.nearest
-        ) from error
+    def _matched(self, pattern: str, graph: ir.Graph, trained: Collection[str]) -> list[str]:
+        try:
+            return match_parameters([pattern], graph, trained)
+        except PatternError as error:
+            if self.phased:
+                return []
+            raise PatternError(
+                pattern, "parameter that trains and no module scope of one (--group)", error.nearest
+            ) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradcut.artifacts import TrainingArtifacts
 from gradcut.errors import SpecError
 from gradcut.optimizers import EMA
 
@@ -24,10 +25,13 @@ def slots(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {one["name"]: one["slots"][EMA] for one in manifest["trainable"]}
 
 
-def averages(manifest: Mapping[str, Any], tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The running average of each trained parameter, a copy in the parameter's dtype.
+def averages(artifacts: TrainingArtifacts, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The running average of each parameter that any step trains, a copy in the parameter's dtype.
 
     Raises:
         SpecError: none is kept.
     """
-    return {name: np.array(tensors[slot], tensors[name].dtype) for name, slot in slots(manifest).items()}
+    found: dict[str, str] = {}
+    for one in artifacts.steps.values() or (artifacts,):
+        found |= slots(one.manifest)
+    return {name: np.array(tensors[slot], tensors[name].dtype) for name, slot in found.items()}

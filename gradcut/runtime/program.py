@@ -70,19 +70,30 @@ class Program:
         self.artifacts, self.manifest, self.memory = artifacts, artifacts.manifest, memory
         self.seed = self.steps = 0
         self._slots, self._checks = memory.slots, dict[str, FeedCheck]()
-        self._gradients = {
-            one["gradient"]: Slot(np.zeros_like(self._slots[one["name"]].array), memory.device)
-            for one in self.manifest["trainable"]
-        }
         graphs = self.manifest["graphs"]
         given = {port["name"]: port["role"] for port in graphs["training_model"]["outputs"]}
         read = {port["name"] for port in graphs.get("state_model", {"inputs": ()})["inputs"]}
         self._captured = [name for name, role in given.items() if role == "captured"]
         self._read_by_state = [name for name in given if name in read]
         self._left: dict[str, Any] = {}
-        self.updater = Updater(
-            self.manifest, self._slots, self._gradients, backend, memory.device, memory.threads, self._runner
-        )
+        self._backend = backend
+
+    def release(self) -> None:
+        """Let go of everything that can be made again: graphs, buffers of gradients, the optimizer's tables."""
+        for name in ("training", "state", "evaluation", "_gradients", "updater"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _gradients(self) -> dict[str, Slot]:
+        return {
+            one["gradient"]: Slot(np.zeros_like(self._slots[one["name"]].array), self.memory.device)
+            for one in self.manifest["trainable"]
+        }
+
+    @cached_property
+    def updater(self) -> Updater:
+        device, threads = self.memory.device, self.memory.threads
+        return Updater(self.manifest, self._slots, self._gradients, self._backend, device, threads, self._runner)
 
     @cached_property
     def training(self) -> Runner:

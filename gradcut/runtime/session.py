@@ -17,6 +17,7 @@ import numpy as np
 from gradcut import checkpoint
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.errors import ArtifactsError, CheckpointError, FeedError, LossError, SpecError
+from gradcut.optimizers import Optimizer
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 from gradcut.report import NO_LOSS
@@ -73,20 +74,44 @@ class TrainingSession:
                 "trains (gradcut.runtime.ort_training shows how); compile for the target onnx to train them here"
             )
         self.artifacts, self.device = artifacts, device
-        self.manifest = artifacts.manifest
-        self._seed = int(artifacts.start.get("seed", self.manifest["seed"]))
+        self._seed = int(artifacts.start.get("seed", artifacts.manifest["seed"]))
         self._slots = {name: Slot(np.asarray(loaded.pop(name)), device) for name in tuple(loaded)}
-        memory = Memory(self._slots, device, threads, provider_options)
+        self._memory = Memory(self._slots, device, threads, provider_options)
         self.programs = {
-            name: Program(one, memory, optimizer_backend)
+            name: Program(one, self._memory, optimizer_backend)
             for name, one in (artifacts.steps or {ONLY: artifacts}).items()
         }
+        self._phases = list(artifacts.manifest.get("phases") or ())
+        self._phase = self._phases[0] if self._phases else ONLY
         self._count(artifacts.start)
-        first = next(iter(self.programs.values()))
         if not artifacts.steps:
-            _ = first.training  # what a runtime does not take is said now
+            _ = self.program().training  # what a runtime does not take is said now
+        first = next(iter(self.programs.values()))
         self.plan, self.optimizer_backend = first.updater.plan, first.updater.backend
-        self.optimizer = self.plan.base
+
+    @property
+    def phase(self) -> str:
+        """Of phases, the name of the one that is stepped where none is named; set it to go on to the next."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, name: str) -> None:
+        if name not in self._phases:
+            raise SpecError(f"there is no phase {name!r}; there are {join_names(self._phases) or 'none'}")
+        self._require_ahead(name)
+        for one in self._phases[: self._phases.index(name)]:
+            self.programs[one].release()
+        self._phase = name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Of the artifacts; of phases, that of the current one."""
+        return self.program().manifest if self.phase else self.artifacts.manifest
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The base optimizer; of several steps the first one's, of phases the current one's."""
+        return self.program().updater.plan.base if self.phase in self.programs else self.plan.base
 
     # --- running ---------------------------------------------------------------------------------------------
 
@@ -160,21 +185,30 @@ class TrainingSession:
         said = {**defaults, **dict(zip(wanted, args, strict=False)), **named}
         if len(args) > len(wanted) or "feeds" not in said or {*said} - {*wanted}:
             raise FeedError(f"session.{what} takes {', '.join(wanted)}; feeds are arrays by the names of the inputs")
-        return self.program(said.get("name", ONLY)), said["feeds"], [said[name] for name in defaults]
+        return self.program(said.get("name")), said["feeds"], [said[name] for name in defaults]
 
-    def program(self, name: str = ONLY) -> Program:
-        """One of the steps.
+    def program(self, name: str | None = None) -> Program:
+        """One of the steps; None: the only one, or of phases the current one.
 
         Raises:
-            SpecError: there is no such one.
+            SpecError: there is no such one, or a phase that a later one has left behind.
         """
+        name = self.phase if name is None else name
         if name in self.programs:
+            self._require_ahead(name)
             return self.programs[name]
         if ONLY in self.programs:
             raise SpecError(f"these artifacts have one step, without a name, and no {name!r}: give the feeds alone")
         missing = f"there is no step {name!r}" if name else "the name of a step comes before the feeds"
         hint = nearest(name, self.programs, 1)
         raise SpecError(f"{missing}; there are {join_names(self.programs)}" + (f". Nearest: {hint[0]}" if hint else ""))
+
+    def _require_ahead(self, name: str) -> None:
+        """A phase holds what only later ones train as it was before them."""
+        behind = self._phases[self._phases.index(name) + 1 :] if name in self._phases else ()
+        later = next((one for one in behind if self.programs[one].steps), None)
+        if later is not None:
+            raise SpecError(f"{name} lies behind: {later} has trained already, and phases only go forward")
 
     # --- state -----------------------------------------------------------------------------------------------
 
@@ -189,9 +223,9 @@ class TrainingSession:
         """
         graph = self.artifacts.model.graph
         values = {**body_tensors(graph), **main_values(graph)}
-        moved = averages(self.manifest, {name: slot.peek() for name, slot in self._slots.items()}) if ema else {}
+        moved = averages(self.artifacts, {name: slot.peek() for name, slot in self._slots.items()}) if ema else {}
         found = {}
-        for one in self.manifest["parameters"]:
+        for one in self.artifacts.manifest["parameters"]:
             name = one["name"]
             if name in self._slots:
                 found[name] = moved[name] if name in moved else self._slots[name].numpy()
@@ -203,7 +237,8 @@ class TrainingSession:
 
     def state(self) -> dict[str, Array]:
         """What moves and does not train, running statistics and declared state, by its name in the file, as copies."""
-        return {name: self._slots[name].numpy() for name in (*self.manifest["state"], *self.manifest["declared"])}
+        said = self.artifacts.manifest
+        return {name: self._slots[name].numpy() for name in (*said["state"], *said["declared"])}
 
     def save_checkpoint(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
         """Write parameters, optimizer state, statistics, step and seed, atomically.
@@ -220,7 +255,8 @@ class TrainingSession:
         if ONLY in self.programs:
             record |= {"optimizer": self.optimizer.spec()}
         else:
-            record |= {"steps": {name: one.steps for name, one in self.programs.items()}}
+            done = {name: one.steps for name, one in self.programs.items()}
+            record |= {"steps": done, "clocks": dict(self._memory.clocks)}
         checkpoint.save(path, tensors, record)
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -243,6 +279,10 @@ class TrainingSession:
         for number, (name, program) in enumerate(self.programs.items()):
             program.steps = int(done.get(name, 0))
             program.seed = accumulation.seed_of(self._seed, -number)
+        self._memory.clocks.clear()
+        self._memory.clocks.update({clock: int(count) for clock, count in record.get("clocks", {}).items()})
+        begun = [name for name in self._phases if self.programs[name].steps]
+        self._phase = begun[-1] if begun else self._phase
 
     def export(self, path: str | os.PathLike[str], keep_marks: bool = False, ema: bool = False) -> None:
         """Write the given model with the trained parameters, or their running averages, and running statistics in it.
@@ -255,7 +295,7 @@ class TrainingSession:
         moved = written_back(self.artifacts)
         tensors = {name: slot.peek() for name, slot in self._slots.items()}
         require_finite_state(tensors.items(), self.steps, path)
-        tensors |= averages(self.manifest, tensors) if ema else {}
+        tensors |= averages(self.artifacts, tensors) if ema else {}
         export(self.artifacts.model, {name: np.array(tensors[name]) for name in moved}, path, keep_marks)
 
     def require_loss(self) -> None:

@@ -29,6 +29,7 @@ from gradcut.runtime.evaluation import Evaluation, Evaluator
 from gradcut.runtime.feeding import Data
 from gradcut.runtime.metrics import rises
 from gradcut.runtime.outcome import Outcome, Tally, Watcher
+from gradcut.runtime.phases import Phases
 from gradcut.runtime.plan import Plan, spelled
 from gradcut.runtime.position import Position
 from gradcut.runtime.prefetch import Prefetch
@@ -57,19 +58,18 @@ class Trainer:
     def __init__(self, folder: str | os.PathLike[str], plan: Plan, device: str = "cpu") -> None:
         self.folder, self.plan = Path(folder), plan
         self.session = TrainingSession(folder, device=device)
-        self.session.artifacts.require_one(
-            "gradcut train (a loop of your own says which is when: session.step(NAME, feeds))"
-        )
+        self.phases = Phases(self.session)
         self.session.require_loss()
-        self.loss = self.session.manifest["loss"]
+        self.loss = self.session.manifest["loss"]  # the same in every phase
         self._refuse_trained()
         self._require_writable()
         if plan.log_dir is not None:
             require_writer()
         recorded = self._recorded()
         self.goes_on = recorded is not None
-        self.data = Data(plan, self.session.manifest, recorded)
+        self.data = Data(self.phases.lasting(plan), self.session.manifest, recorded)
         self.position = self.data.position
+        self.phases.enter(self.position.epoch)
         self.evaluator = Evaluator(self.session, self.position.metrics, self.position.eval_ema)
         self.watched = next(iter(self.evaluator.names), "loss")
         self._require_held_out()
@@ -105,6 +105,7 @@ class Trainer:
 
     def _epoch(self, watcher: Watcher, interrupt: Interrupt) -> None:
         position = self.position
+        self.phases.enter(position.epoch)
         done = math.ceil(position.batch / position.accumulate)
         watcher.start(position.epoch + 1, position.epochs, self.data.steps_per_epoch, done)
         self._started = time.monotonic() - position.seconds
@@ -197,14 +198,15 @@ class Trainer:
         """The rate by step; None is the optimizer's own."""
         position, per_epoch = self.position, self.data.steps_per_epoch
         if position.schedule is None:
-            return lambda step: position.lr
+            return lambda step: None if position.lr is None else position.lr * self.phases.factor
         if per_epoch is None:
             raise SpecError(
                 f"--schedule {position.schedule} stretches over the run, and {', '.join(self.plan.sources)} yields "
                 "nobody knows how many batches; say --steps-per-epoch"
             )
-        lr = self.session.optimizer.lr if position.lr is None else position.lr
-        return parse_schedule(position.schedule).over(position.epochs * per_epoch, lr)
+        lr = self.session.plan.base.lr if position.lr is None else position.lr
+        rate = parse_schedule(position.schedule).over(position.epochs * per_epoch, lr)
+        return lambda step: rate(step) * self.phases.factor
 
     def _last_rate(self) -> float:
         rate = self.rate(max(self.session.steps - 1, 0))
