@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradcut.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, RMSprop
     from gradcut.passes import Pipeline
     from gradcut.phases import Phase
+    from gradcut.relatives import gradient_clip, gradient_reversal, gradient_scale, straight_through
     from gradcut.rules import register_rule
     from gradcut.runtime.session import TrainingSession
     from gradcut.state import EMA, State
@@ -49,10 +50,14 @@ _HOMES = {
     "analyze": "api",
     "compile": "compiler",
     "freeze": "api",
+    "gradient_clip": "relatives",
+    "gradient_reversal": "relatives",
+    "gradient_scale": "relatives",
     "load": "api",
     "register_rule": "rules",
     "replace_head": "heads",
     "stop_gradient": "api",
+    "straight_through": "relatives",
     "to_networkx": "graph_view",
     "unfreeze": "api",
     "vjp": "api",
@@ -81,6 +86,9 @@ __all__ = [
     "compile",
     "errors",
     "freeze",
+    "gradient_clip",
+    "gradient_reversal",
+    "gradient_scale",
     "load",
     "losses",
     "passes",
@@ -88,6 +96,7 @@ __all__ = [
     "replace_head",
     "schedules",
     "stop_gradient",
+    "straight_through",
     "to_networkx",
     "torch",
     "unfreeze",

@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol
 
 import onnx_ir as ir
 
-from gradcut.dialect import is_mark, mark_reason, reported_name
+from gradcut.dialect import is_mark, is_relative, mark_reason, reported_name
+from gradcut.dialect.relatives import carrier
 from gradcut.dims import is_float
 from gradcut.subgraphs import every_node, inner_graphs
 
@@ -239,6 +240,9 @@ def _flows(node: ir.Node, declarations: Declarations) -> Iterator[Flow]:
         assert node.inputs[0] is not None
         yield Flow(node.inputs[0], node.outputs[0], node, 0, mark_reason(node))
         return
+    if is_relative(node):
+        yield from _relative_flows(node)
+        return
     if node.domain == "" and node.op_type in _CONTROL_FLOW:
         yield from _CONTROL_FLOW[node.op_type](node)
         return
@@ -250,6 +254,16 @@ def _flows(node: ir.Node, declarations: Declarations) -> Iterator[Flow]:
             blocked = _blocked(value, output)
             if blocked is None and not declarations.differentiable(node, index, position):
                 blocked = "zero-derivative"
+            yield Flow(value, output, node, index, blocked)
+
+
+def _relative_flows(node: ir.Node) -> Iterator[Flow]:
+    """From what gets the cotangent, and from what the result is, which is marked; other operands only say how."""
+    output = node.outputs[0]
+    for index in sorted({0, carrier(node)}):
+        value = node.inputs[index]
+        if value is not None:
+            blocked = _blocked(value, output) or (None if index == carrier(node) else "mark")
             yield Flow(value, output, node, index, blocked)
 
 

@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass
 
 import onnx_ir as ir
 
+from gradcut.dialect import is_transparent
 from gradcut.subgraphs import captured, every_node, inner_graphs
 
 NOMINAL = 8
 ADJOINT = "gradcut.adjoint"
 _FREE = frozenset(
     """Constant Shape Size Reshape Squeeze Unsqueeze Flatten Identity Transpose Concat Slice Split Gather Expand
-    Cast CastLike ConstantOfShape Range StopGradient Pad Where""".split()
+    Cast CastLike ConstantOfShape Range Pad Where""".split()
 )
-
-_ALIASES = frozenset({"StopGradient", "Identity"})
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,13 @@ def _read(node: ir.Node) -> list[ir.Value | None]:
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
     """What holds the memory of a value: `emit` strips marks, and runtimes make nothing of an Identity."""
-    while value is not None and (node := value.producer()) is not None and node.op_type in _ALIASES:
+    while value is not None and (node := value.producer()) is not None and _is_alias(node):
         value = node.inputs[0]
     return value
+
+
+def _is_alias(node: ir.Node) -> bool:
+    return node.op_type == "Identity" or is_transparent(node)
 
 
 def _is_activation(node: ir.Node) -> bool:
@@ -114,7 +117,7 @@ def flops(node: ir.Node) -> int:
     """Operations of one node: 2 m n k of a product, one an element of anything else that computes, bodies included."""
     if node.op_type in _BODIES and node.domain == "":
         return _turns(node) * max((sum(map(flops, graph)) for graph in inner_graphs(node)), default=0)
-    if node.domain not in ("", "gradcut", "com.microsoft") or node.op_type in _FREE:
+    if node.domain not in ("", "gradcut", "com.microsoft") or node.op_type in _FREE or is_transparent(node):
         return 0
     counter = _PRODUCTS.get(node.op_type)
     if counter is not None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gradcut.dialect import is_mark
+from gradcut.dialect import is_transparent
 from gradcut.errors import PatternError, SpecError
 from gradcut.text import join_names, nearest
 
@@ -172,7 +172,7 @@ def reading_scopes(graph: ir.Graph, parameters: Collection[str]) -> dict[str, li
 
 def _read_in(nodes: Iterable[ir.Node]) -> Iterator[str]:
     for value in (value for node in nodes for value in node.inputs):
-        while value is not None and (producer := value.producer()) is not None and is_mark(producer):
+        while value is not None and (producer := value.producer()) is not None and is_transparent(producer):
             value = producer.inputs[0]
         if value is not None and value.name:
             yield value.name

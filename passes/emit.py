@@ -7,13 +7,13 @@ initializers: the runtime folds, packs and lays them out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.dialect import DOMAIN, declare, is_mark
+from gradcut.dialect import DOMAIN, declare, is_transparent
 from gradcut.dims import same_shape
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
@@ -56,10 +56,15 @@ class Emit(Pass):
 
 
 def strip_marks(model: ir.Model) -> None:
-    """Every mark gives way to what it reads; an output keeps its name."""
+    """Every mark, and every relative of it, gives way to what it reads."""
+    strip(model, is_transparent)
+
+
+def strip(model: ir.Model, which: Callable[[ir.Node], bool]) -> None:
+    """The marks and relatives that `which` says give way to what they read; an output keeps its name."""
     names = Names.of(model)
     for graph in model.graphs():
-        marks = [node for node in graph if is_mark(node)]
+        marks = [node for node in graph if which(node)]
         for mark in marks:
             _strip(graph, mark, names)
         graph.remove(marks, safe=True)

@@ -8,7 +8,8 @@
    -1, or give all that are open one name such as ``?``.
 4. Unnamed nodes get a name, and outputs that ONNX Runtime insists on. Bodies are put in order, see `bodies`; an If
    that has no choice gives way to its branch, see `branches`.
-5. What torch stopped is marked, by what its exporter wrote into the metadata, see `torch_marks`.
+5. What torch stopped is marked, by what its exporter wrote into the metadata, see `torch_marks`; so is what
+   is scaled by the constant 0, see `relatives`.
 6. Optionals of which is known what they hold give way to it, see `optionals`. Sequences that stand for a Split or a
    Concat are taken apart, see `sequences`, `known_sequences` and, for those that a Loop collects, `loop_sequences`.
 7. Constants that are parameters become initializers under their output's name.
@@ -28,7 +29,8 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
+from gradcut.dialect import DIALECT, DOMAIN, MARK, declare, is_transparent
+from gradcut.dialect.relatives import TRANSPARENT
 from gradcut.dims import Dim, static_dims
 from gradcut.errors import UnsupportedModelError
 from gradcut.ops import Names
@@ -48,6 +50,7 @@ from gradcut.passes.importing.layouts import time_first
 from gradcut.passes.importing.loop_sequences import stack_sequences
 from gradcut.passes.importing.old_attributes import OPERANDS_SINCE, retype_attributes
 from gradcut.passes.importing.optionals import take_out_of_optionals
+from gradcut.passes.importing.relatives import settle_relatives
 from gradcut.passes.importing.runnable import bring_to_kernels
 from gradcut.passes.importing.sequences import unpack_sequences
 from gradcut.passes.importing.straight_through import pass_straight_through, take_onnx_pairs
@@ -93,6 +96,7 @@ class Import(Pass):
         _name_outputs(model)
         settle_bodies(model)
         mark_as_torch(model)
+        settle_relatives(model)
         declare(model)
         TopologicalSortPass()(model)
         take_out_of_optionals(model)
@@ -133,13 +137,22 @@ def check_dialect(model: ir.Model) -> None:
                 f"node {node.name!r}: there is no {DOMAIN}.{node.op_type}, and the file holds no such function; "
                 f"nearest: {known}"
             )
-        if node.op_type == MARK and (len(node.inputs) != 1 or node.inputs[0] is None or len(node.outputs) != 1):
-            raise UnsupportedModelError(f"node {node.name!r}: {DOMAIN}.{MARK} takes one value and gives one")
-    mark = functions.get(MARK)
-    if mark is not None and not _is_identity(mark):
-        raise UnsupportedModelError(
-            f"the file defines {DOMAIN}.{MARK} as something else than Identity; a mark does not change its operand"
-        )
+        if is_transparent(node):
+            check_transparent(node)
+    for op_type, function in functions.items():
+        if TRANSPARENT.get(op_type) is not None and not _is_identity(function):
+            raise UnsupportedModelError(
+                f"the file defines {DOMAIN}.{op_type} as something else than Identity; "
+                "a mark does not change its operand"
+            )
+
+
+def check_transparent(node: ir.Node) -> None:
+    """Refuse a call of a mark, or of a relative of it, that does not have its operands."""
+    count = TRANSPARENT[node.op_type]
+    if len(node.inputs) != count or None in node.inputs or len(node.outputs) != 1:
+        takes = "one value" if count == 1 else f"{count} values"
+        raise UnsupportedModelError(f"node {node.name!r}: {DOMAIN}.{node.op_type} takes {takes} and gives one")
 
 
 def _is_identity(function: ir.Function) -> bool:
@@ -147,7 +160,7 @@ def _is_identity(function: ir.Function) -> bool:
     return (
         len(nodes) == 1
         and (nodes[0].domain, nodes[0].op_type) == ("", "Identity")
-        and list(nodes[0].inputs) == list(function.inputs)
+        and list(nodes[0].inputs) == list(function.inputs[:1])
         and list(nodes[0].outputs) == list(function.outputs)
     )
 

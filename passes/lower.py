@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.dialect import DIALECT, DOMAIN, MARK, declare
+from gradcut.dialect import DIALECT, DOMAIN, declare, is_transparent
 from gradcut.errors import PipelineError
 from gradcut.lowering import Call, choose, rewrite
 from gradcut.ops import Builder, Names
@@ -27,7 +27,7 @@ LOWERING = "gradcut.lowering"
 @register
 @dataclass(frozen=True)
 class Lower(Pass):
-    """Replace every adjoint op. Marks stay: they are the model's, and `emit` strips them."""
+    """Replace every adjoint op. Marks and their relatives stay: they are the model's, and `emit` strips them."""
 
     name: ClassVar[str] = "lower"
     target: str = "onnx"
@@ -65,7 +65,7 @@ def _lower_graph(graph: ir.Graph, names: Names, varying: frozenset[str], forward
 def _plan(call: Call, forward: bool) -> tuple[str, Callable[[Builder], Sequence[ir.Value]]] | None:
     """What to build in the place of a node, and the name of that; None where the node stays."""
     node = call.node
-    if node.domain == DOMAIN and node.op_type in DIALECT and node.op_type != MARK:
+    if node.domain == DOMAIN and node.op_type in DIALECT and not is_transparent(node):
         chosen = choose(call)
         return chosen.name, lambda b: [chosen.build(b, call)]
     better = rewrite(call) if forward else None

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from gradcut.dialect import DOMAIN, declare, is_mark
+from gradcut.dialect import DOMAIN, declare, is_transparent
 from gradcut.dims import same_shape
 from gradcut.passes.base import DRAWING, Pass, register
 from gradcut.passes.dead_code import remove_dead
@@ -143,7 +143,7 @@ def _merge_equal(graph: ir.Graph) -> None:
 
 
 def _key(node: ir.Node) -> tuple[Any, ...] | None:
-    if is_mark(node) or node.op_type in DRAWING or node.domain not in ("", DOMAIN):
+    if is_transparent(node) or node.op_type in DRAWING or node.domain not in ("", DOMAIN):
         return None  # what a foreign operator does is not known: it may draw too
     attributes = []
     for name, attribute in sorted(node.attributes.items()):

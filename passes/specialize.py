@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.dialect import is_mark
+from gradcut.dialect import is_transparent
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
 from gradcut.parameters import KEEPS_MODE, Decision, constant_tensor
@@ -101,10 +101,10 @@ def _trains(node: ir.Node, choice: str, frozen: set[str], trained: set[str]) -> 
 
 
 def _origin(value: ir.Value, through: frozenset[str]) -> ir.Value:
-    """What is behind an operand, through marks (`propagate` puts derived ones on the cut) and some operators."""
+    """What is behind an operand, through marks (derived ones of the cut too), relatives and some operators."""
     while (producer := value.producer()) is not None:
         source = producer.inputs[0] if producer.inputs else None
-        if source is None or not (is_mark(producer) or (producer.domain == "" and producer.op_type in through)):
+        if source is None or not (is_transparent(producer) or (producer.domain == "" and producer.op_type in through)):
             break
         value = source
     return value

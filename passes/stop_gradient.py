@@ -6,7 +6,7 @@ name, on the mark's side); on one use it stops that use alone. `train` and `free
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +26,8 @@ from gradcut.text import join_names
 
 #: The first IR version whose models hold functions, which is what a mark is.
 FUNCTIONS_SINCE = 8
+#: Makes the nodes that are to stand behind a value, under names of its own.
+Make = Callable[[ir.Value, Names], Sequence[ir.Node]]
 
 
 @register
@@ -145,21 +147,31 @@ def insert_marks(model: ir.Model, places: Iterable[Uses], reason: str | None) ->
     Args:
         reason: ``stop-at`` for marks that one question asks for: an analysis then names them after what they mark.
     """
+
+    def mark(value: ir.Value, names: Names) -> list[ir.Node]:
+        node = new_mark(value, names, reason)
+        if reason == "stop-at":
+            stand_for(node.outputs[0], value)
+        return [node]
+
+    return insert(model, places, mark)
+
+
+def insert(model: ir.Model, places: Iterable[Uses], make: Make) -> list[ir.Value]:
+    """At each place the nodes that `make` makes of the value there; the last one's output takes the uses over."""
     names = Names.of(model)
-    marked = [_insert(model.graph, place, names, reason) for place in places]
-    if marked:
+    inserted = [_insert(model.graph, place, names, make) for place in places]
+    if inserted:
         model.ir_version = max(model.ir_version or 0, FUNCTIONS_SINCE)
-    return marked
+    return inserted
 
 
-def _insert(graph: ir.Graph, place: Uses, names: Names, reason: str | None) -> ir.Value:
+def _insert(graph: ir.Graph, place: Uses, names: Names, make: Make) -> ir.Value:
     value = place.value
     uses = list(value.uses()) if place.whole else list(place.uses)  # gathered before the mark reads the value
-    mark = new_mark(value, names, reason)
-    marked = mark.outputs[0]
-    if reason == "stop-at":
-        stand_for(marked, value)
-    _place(graph, value, mark)
+    nodes = make(value, names)
+    marked = nodes[-1].outputs[0]
+    _place(graph, value, nodes)
     for node, index in uses:
         node.replace_input_with(index, marked)
     if place.whole:
@@ -167,17 +179,17 @@ def _insert(graph: ir.Graph, place: Uses, names: Names, reason: str | None) -> i
     return marked
 
 
-def _place(graph: ir.Graph, value: ir.Value, mark: ir.Node) -> None:
+def _place(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
     producer = value.producer()
     if producer is not None:
-        producer.append(mark)
+        producer.append(nodes)
         return
     home = value.graph if isinstance(value.graph, ir.Graph) else graph
     first = next(iter(home), None)
     if first is None:
-        home.append(mark)
+        home.extend(nodes)
     else:
-        first.prepend(mark)
+        first.prepend(nodes)
 
 
 def _take_over_output(graph: ir.Graph, value: ir.Value, marked: ir.Value) -> None:

@@ -8,7 +8,7 @@ To add an op, write its body under `@dialect_op` in the module of its topic; the
 where another configuration needs another structure it is another op (functions have no overloads here).
 """
 
-from gradcut.dialect import conv, elementwise, norm, pool, shape, straight
+from gradcut.dialect import conv, elementwise, norm, pool, relatives, shape, straight
 from gradcut.dialect.core import DIALECT, DOMAIN, DialectOp, declare, dialect_op, expand
 from gradcut.dialect.marks import (
     MARK,
@@ -19,6 +19,7 @@ from gradcut.dialect.marks import (
     reported_name,
     stand_for,
 )
+from gradcut.dialect.relatives import is_relative, is_transparent
 
 __all__ = [
     "DIALECT",
@@ -32,10 +33,13 @@ __all__ = [
     "expand",
     "is_derived",
     "is_mark",
+    "is_relative",
+    "is_transparent",
     "mark_reason",
     "new_mark",
     "norm",
     "pool",
+    "relatives",
     "reported_name",
     "shape",
     "stand_for",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gradcut.dialect import is_mark
+from gradcut.dialect import is_transparent
 from gradcut.errors import SpecError
 from gradcut.heads.constants import Operand, constant_operand
 from gradcut.parameters import constant_tensor
@@ -168,7 +168,7 @@ def _scalar_side(node: ir.Node) -> Operand | None:
 
 def _step(node: ir.Node) -> Step | None:
     """A node that may stand behind a head; None for any other."""
-    if is_mark(node):
+    if is_transparent(node):
         assert node.inputs[0] is not None
         return Step(node, node.inputs[0], "mark")
     if node.domain != "":

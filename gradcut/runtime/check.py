@@ -2,7 +2,8 @@
 
 The right side comes from the graph that `gradcut.vjp` emits, the left from central differences of the model itself
 in float64. One pair of random directions looks at every element of a gradient at once. What is constant by meaning
-is held still in the differences: marked values, and what random operators drew.
+is held still in the differences: marked values, and what random operators drew. What changes a
+gradient on purpose is written out by marks, or taken out of both, see `gradcut.runtime.plain`.
 
 A difference is no derivative at a kink, a jump or the edge of where a model is defined. There the point is moved a
 little, and the gradient there, computed anew, is judged. Which of the gradients that are right on one side a rule gives
@@ -29,6 +30,7 @@ from gradcut.rules import REGISTRY
 from gradcut.runtime.backward import Backward, line
 from gradcut.runtime.budget import Budget, spread
 from gradcut.runtime.differences import Differences
+from gradcut.runtime.plain import plain, spell_out_relatives
 from gradcut.runtime.point import Point, rough_note
 from gradcut.runtime.random_feeds import random_feeds
 from gradcut.runtime.shift import Shift, shifts
@@ -76,15 +78,17 @@ def check_gradients(
     if seed < 0:
         raise SpecError(f"seed is {seed}; it is at least 0")
     budget = Budget(seconds)
+    model, taken_out = plain(model, quantized)
     work = imported(model, stop_at, quantized)
     spell_out(work)
+    spell_out_relatives(work)
     given = random_feeds(work, seed, sizes) if feeds is None else feeds
     arrays = {name: array if isinstance(array, list) else np.asarray(array) for name, array in given.items()}
     asked = list(of if of is not None else _float_outputs(work))
     wanted = list(wrt if wrt is not None else _every_value(work))
     emitted = Backward(vjp(model, wanted, asked, stop_at, quantized=quantized), len(asked), backward)
     base = differences.base if differences is not None else _forward(work, arrays, asked, made_up=feeds is None)
-    check = _Check(work, asked, seed, directions, backward)
+    check = _Check(work, asked, seed, directions, backward, taken_out)
     point = check.point(emitted, arrays, wanted, base, differences)
     return check.report(point, wanted, budget)
 
@@ -103,8 +107,10 @@ def imported(model: Source, stop_at: str | Sequence[str] = (), quantized: str = 
 class _Check:
     """The question, wherever it is asked."""
 
-    def __init__(self, work: ir.Model, of: list[str], seed: int, directions: int, how: str) -> None:
-        self.work, self.of, self.seed, self.directions, self.how = work, of, seed, directions, how
+    def __init__(
+        self, work: ir.Model, of: list[str], seed: int, directions: int, how: str, notes: tuple[str, ...] = ()
+    ) -> None:
+        self.work, self.of, self.seed, self.directions, self.how, self.notes = work, of, seed, directions, how, notes
 
     def report(self, point: Point, wanted: Sequence[str], budget: Budget) -> CheckReport:
         found = dict[str, ValueCheck | Direction]()
@@ -116,7 +122,7 @@ class _Check:
         found.update(self._elsewhere(point, rough, budget) if rough else {})
         judged = {name: value for name in wanted if isinstance(value := found.get(name), ValueCheck)}
         unseen = tuple(name for name in wanted if name not in judged)
-        notes = (*(point.differences.notes if point.differences else ()), *point.emitted.notes)
+        notes = (*self.notes, *(point.differences.notes if point.differences else ()), *point.emitted.notes)
         place = point.differences.place if point.differences else ""
         return CheckReport(
             tuple(judged.values()),

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK
+from gradcut.dialect.relatives import TRANSPARENT
 from gradcut.passes import Differentiate, Lower, Pipeline, Propagate, Simplify
 from gradcut.runtime.check import imported
 from gradcut.runtime.widen import runtime
@@ -17,7 +18,11 @@ from tests.rules.sample import FORMS, Array, Built, Sample, build
 from tests.rules.samples import SAMPLES
 
 #: Operators that no node alone leads to, and the tests that call them.
-ELSEWHERE = {"FiniteReluGrad": "tests/rules/test_finite.py", "StraightThrough": "tests/passes/test_straight_through.py"}
+ELSEWHERE = {
+    "FiniteReluGrad": "tests/rules/test_finite.py",
+    "StraightThrough": "tests/passes/test_straight_through.py",
+    **dict.fromkeys(set(TRANSPARENT) - {MARK}, "tests/relatives"),
+}
 
 
 def differentiated(sample: Sample, built: Built, lower: bool) -> onnx.ModelProto:

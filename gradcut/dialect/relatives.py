@@ -1,0 +1,82 @@
+"""The relatives of the mark: forward the identity of the first operand, backward something else than the identity.
+
+Each keeps the life of a mark: it is opaque to every pass, stays in a differentiated graph, and `emit` strips it. The
+other operands say what happens to the cotangent; nothing flows from them to the result. What they do to the cotangent
+is said once, by their rules in `gradcut.rules.relatives`.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from gradcut.dialect.core import DOMAIN, dialect_op
+from gradcut.dialect.marks import MARK, is_mark
+from gradcut.ops import Builder, Names
+
+SCALE, REVERSAL = "GradientScale", "GradientReversal"
+CLIP_VALUE, CLIP_NORM = "GradientClipValue", "GradientClipNorm"
+STRAIGHT_THROUGH = "StraightThroughEstimator"
+#: How many operands each takes; and the mark.
+_OPERANDS: dict[str, int] = {SCALE: 2, REVERSAL: 2, CLIP_VALUE: 2, CLIP_NORM: 2, STRAIGHT_THROUGH: 2}
+TRANSPARENT = {MARK: 1, **_OPERANDS}
+
+
+@dialect_op("X scale")
+def gradient_scale(b: Builder, X: ir.Value, scale: ir.Value) -> ir.Value:
+    """Y = X, dX = scale dY; `scale` is a scalar of any float type."""
+    return b.Identity(X)
+
+
+@dialect_op("X scale")
+def gradient_reversal(b: Builder, X: ir.Value, scale: ir.Value) -> ir.Value:
+    """Y = X, dX = -scale dY (Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015)."""
+    return b.Identity(X)
+
+
+@dialect_op("X bound")
+def gradient_clip_value(b: Builder, X: ir.Value, bound: ir.Value) -> ir.Value:
+    """Y = X, dX = dY with each element brought into [-bound, bound]."""
+    return b.Identity(X)
+
+
+@dialect_op("X bound")
+def gradient_clip_norm(b: Builder, X: ir.Value, bound: ir.Value) -> ir.Value:
+    """Y = X, dX = dY min(1, bound / ||dY||), the Euclidean norm of the whole cotangent."""
+    return b.Identity(X)
+
+
+@dialect_op("Y X")
+def straight_through_estimator(b: Builder, Y: ir.Value, X: ir.Value) -> ir.Value:
+    """Y, whose cotangent goes to X as it is, and not to Y (Bengio, Léonard and Courville 2013)."""
+    return b.Identity(Y)
+
+
+def is_relative(node: ir.Node | None) -> bool:
+    """Whether a node is a relative of the mark."""
+    return node is not None and node.domain == DOMAIN and node.op_type in _OPERANDS
+
+
+def is_transparent(node: ir.Node | None) -> bool:
+    """Whether a node is a mark or a relative: forward, its output is its first operand."""
+    return is_mark(node) or is_relative(node)
+
+
+def carrier(node: ir.Node) -> int:
+    """The operand of a relative that gets the cotangent."""
+    return 1 if node.op_type == STRAIGHT_THROUGH else 0
+
+
+def new_relative(op_type: str, value: ir.Value, operand: ir.Value, names: Names) -> ir.Node:
+    """A relative that reads `value`, not yet in a graph."""
+    output = ir.Value(name=names.fresh(f"{value.name}_{_SUFFIX[op_type]}"), type=value.type, shape=value.shape)
+    name = names.fresh(f"{value.name}_{op_type}")
+    return ir.Node(DOMAIN, op_type, [value, operand], outputs=[output], name=name)
+
+
+_SUFFIX = {
+    SCALE: "scaled",
+    REVERSAL: "reversed",
+    CLIP_VALUE: "clipped",
+    CLIP_NORM: "clipped",
+    STRAIGHT_THROUGH: "straight",
+}

@@ -1,0 +1,177 @@
+"""The relatives of `gradcut.stop_gradient`: forward the identity too, backward something else than a stop.
+
+Each takes a model as every function here does (an `onnx_ir.Model` is changed in place and returned, a path or a proto
+is loaded), and patterns as `stop_gradient` does: a value, a module scope, a single use ``value->node``, one or a list.
+What the patterns match that carries no gradient (integers, booleans, strings) is left alone. An error changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from gradcut.api import stop_gradient
+from gradcut.dialect import declare
+from gradcut.dialect.relatives import CLIP_NORM, CLIP_VALUE, REVERSAL, SCALE, STRAIGHT_THROUGH, new_relative
+from gradcut.dims import is_float
+from gradcut.errors import SpecError
+from gradcut.ops import Builder, Names
+from gradcut.passes.importer import check_opset
+from gradcut.passes.settings import Setting, named_setting
+from gradcut.passes.stop_gradient import insert
+from gradcut.passes.straight import straight_sources
+from gradcut.source import Source, load
+from gradcut.spec import Uses, as_patterns, match_values
+
+Patterns = str | Sequence[str]
+
+
+def gradient_scale(model: Source, at: Patterns, scale: float | str) -> ir.Model:
+    """Multiply the gradient by a number: dX = scale dY.
+
+    Args:
+        at: what `gradcut.stop_gradient` takes.
+        scale: a number: 0 is a stop, the mark itself, and 1 is nothing; or the name of a scalar, for a schedule at
+            run time: a float value of the main graph, or a new FLOAT graph input where it has none of that name. Where
+            a run gives 0, what is handed on is 0 whatever came, but the backward behind it is computed all the same.
+
+    Raises:
+        PatternError: a pattern matches nothing. SpecError: `scale` is no finite number and names no float scalar.
+    """
+    return _scaled(model, at, scale, SCALE, 1.0)
+
+
+def gradient_reversal(model: Source, at: Patterns, scale: float | str = 1.0) -> ir.Model:
+    """Turn the gradient round: dX = -scale dY, the layer of domain-adversarial training.
+
+    Source: Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015; their lambda, which
+    grows while training goes on, is a `scale` given by name. The arguments are those of `gradient_scale`.
+    """
+    return _scaled(model, at, scale, REVERSAL, -1.0)
+
+
+def gradient_clip(model: Source, at: Patterns, value: float | None = None, norm: float | None = None) -> ir.Model:
+    """Bound the gradient that goes back through a value, before anything behind it sees it.
+
+    The cotangent is the whole of one value's, or of one use's; in a body, that of one turn. A zero one stays zero. NaN
+    stays NaN, by `norm` in every element, as with torch's `clip_grad_norm_`; an infinity is brought to the bound by
+    `value`, and by `norm` makes NaN of itself and 0 of all others.
+
+    Args:
+        at: what `gradcut.stop_gradient` takes.
+        value: each element is brought into [-value, value].
+        norm: dX = dY min(1, norm / ||dY||), the Euclidean norm of the whole cotangent; after `value`, of both.
+
+    Raises:
+        PatternError: a pattern matches nothing. SpecError: neither bound is said, or one is no number above 0.
+    """
+    bounds = [(CLIP_NORM, "norm", norm), (CLIP_VALUE, "value", value)]  # the last one sees the cotangent first
+    said = [(op_type, _bound(name, number)) for op_type, name, number in bounds if number is not None]
+    if not said:
+        raise SpecError("gradient_clip: say a bound, value= of each element or norm= of the whole gradient")
+
+    def make(value: ir.Value, names: Names) -> list[ir.Node]:
+        nodes: list[ir.Node] = []
+        for op_type, bound in said:
+            last = nodes[-1].outputs[0] if nodes else value
+            nodes += _by_constant(op_type, last, bound, names)
+        return nodes
+
+    loaded, places = _places(model, at)
+    insert(loaded, places, make)
+    declare(loaded)
+    return loaded
+
+
+def straight_through(model: Source, output: Patterns, input: str | None = None) -> ir.Model:
+    """Hand the gradient of a value to what it was made of as it is: forward y = q(x) bit for bit, backward dX = dY.
+
+    Nothing goes through q. The same, written into a graph by hand, is ``x + stop(q(x) - x)``, which rounds twice.
+
+    Args:
+        output: y, or several where `input` is left out; what `gradcut.stop_gradient` takes.
+        input: x, the name of a value that y is computed from, of its dtype and shape; without it, the only float
+            operand, constants aside, of the node that gives y.
+
+    Raises:
+        PatternError: `output` matches nothing. SpecError: there is no such x, or its dtype or shape is another.
+
+    Source: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+    """
+    loaded, places = _places(model, output)
+    sources = straight_sources(loaded, places, input)
+
+    def make(value: ir.Value, names: Names) -> list[ir.Node]:
+        return [new_relative(STRAIGHT_THROUGH, value, sources[value], names)]
+
+    insert(loaded, places, make)
+    declare(loaded)
+    return loaded
+
+
+def _scaled(model: Source, at: Patterns, scale: float | str, op_type: str, neutral: float) -> ir.Model:
+    if isinstance(scale, str):
+        return _by_name(model, at, scale, op_type)
+    number = _number("scale", scale)
+    if number == 0:
+        return stop_gradient(model, at)
+    loaded, places = _places(model, at)
+    if number != neutral:
+        insert(loaded, places, lambda value, names: _by_constant(op_type, value, number, names))
+        declare(loaded)
+    return loaded
+
+
+def _by_name(model: Source, at: Patterns, name: str, op_type: str) -> ir.Model:
+    """A relative whose setting is a scalar float of the main graph."""
+    loaded, places = _places(model, at)
+    setting = named_setting(loaded, name, "scale", ir.DataType.FLOAT, places)
+    insert_with(loaded, places, setting, lambda value, names: [new_relative(op_type, value, setting.value, names)])
+    return loaded
+
+
+def insert_with(
+    model: ir.Model, places: Sequence[Uses], setting: Setting, make: Callable[[ir.Value, Names], list[ir.Node]]
+) -> None:
+    """Insert what reads a setting, behind what computes that."""
+    setting.put_in(model.graph)
+    insert(model, places, make)
+    if setting.value.producer() is not None:
+        TopologicalSortPass()(model)
+    declare(model)
+
+
+def _places(model: Source, at: Patterns) -> tuple[ir.Model, list[Uses]]:
+    """The model, and where patterns point to what can carry a gradient."""
+    loaded = load(model)
+    check_opset(loaded)
+    patterns = as_patterns(at)
+    if not patterns:
+        raise SpecError("name at least one value, scope or use")
+    return loaded, [place for place in match_values(patterns, loaded.graph) if is_float(place.value)]
+
+
+def _by_constant(op_type: str, value: ir.Value, number: float, names: Names) -> list[ir.Node]:
+    """A relative with a number; where the value's dtype is not known, in float64."""
+    b = Builder(names, prefix=f"{value.name}_")
+    b.constant(number, value.dtype or ir.DataType.DOUBLE)
+    return [*b.nodes, new_relative(op_type, value, b.nodes[0].outputs[0], names)]
+
+
+def _number(name: str, number: object) -> float:
+    """A finite number; booleans are none."""
+    known = isinstance(number, (int, float, np.integer, np.floating)) and not isinstance(number, bool)
+    if not known or not math.isfinite(float(number)):  # type: ignore[arg-type]
+        raise SpecError(f"{name} is a finite number, not {number!r}")
+    return float(number)  # type: ignore[arg-type]
+
+
+def _bound(name: str, number: object) -> float:
+    bound = _number(name, number)
+    if bound <= 0:
+        raise SpecError(f"{name} is {bound:g}; a bound is above 0, and gradcut.stop_gradient stops the gradient")
+    return bound
