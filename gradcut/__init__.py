@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gradcut.runtime.session import TrainingSession
     from gradcut.state import EMA, State
     from gradcut.steps import Step
+    from gradcut.zeros import zero_grad_like
 
 #: Where each public name lives. It is imported on first use: the command line's help needs none of them, and a
 #: `TrainingSession` is the only one that needs a runtime.
@@ -61,6 +62,7 @@ _HOMES = {
     "to_networkx": "graph_view",
     "unfreeze": "api",
     "vjp": "api",
+    "zero_grad_like": "zeros",
 }
 _MODULES = ("errors", "losses", "passes", "schedules", "torch")
 
@@ -101,6 +103,7 @@ __all__ = [
     "torch",
     "unfreeze",
     "vjp",
+    "zero_grad_like",
 ]
 
 
