@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradcut.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, RMSprop
     from gradcut.passes import Pipeline
     from gradcut.phases import Phase
-    from gradcut.relatives import gradient_clip, gradient_reversal, gradient_scale, straight_through
+    from gradcut.relatives import conditional_stop, gradient_clip, gradient_reversal, gradient_scale, straight_through
     from gradcut.rules import register_rule
     from gradcut.runtime.session import TrainingSession
     from gradcut.state import EMA, State
@@ -50,6 +50,7 @@ _HOMES = {
     "TrainingSession": "runtime.session",
     "analyze": "api",
     "compile": "compiler",
+    "conditional_stop": "relatives",
     "freeze": "api",
     "gradient_clip": "relatives",
     "gradient_reversal": "relatives",
@@ -86,6 +87,7 @@ __all__ = [
     "TrainingSession",
     "analyze",
     "compile",
+    "conditional_stop",
     "errors",
     "freeze",
     "gradient_clip",

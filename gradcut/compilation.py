@@ -12,6 +12,7 @@ from gradcut import ort_graphs
 from gradcut.activity import Activity
 from gradcut.blocked import blocked_by
 from gradcut.cost import Cost, estimate
+from gradcut.dialect.relatives import settings_inputs
 from gradcut.errors import NothingTrainsError, SpecError
 from gradcut.graphs import (
     NEXT,
@@ -208,7 +209,9 @@ class Compilation:
         )
         forward = self.forward.clone()
         forward.graph.outputs[:] = [value for value in forward.graph.outputs if value.name not in self._captured]
+        settings = settings_inputs(forward.graph)
         model = Pipeline(passes).run(forward)
+        model.graph.inputs[:] = [value for value in model.graph.inputs if value not in settings or value.uses()]
         b = Builder(Names.of(model))
         for position, value in enumerate(model.graph.outputs):
             if value.producer() is None:  # an input or a weight, copied under the name it has in the training graph

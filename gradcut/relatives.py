@@ -16,7 +16,15 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from gradcut.api import stop_gradient
 from gradcut.dialect import declare
-from gradcut.dialect.relatives import CLIP_NORM, CLIP_VALUE, REVERSAL, SCALE, STRAIGHT_THROUGH, new_relative
+from gradcut.dialect.relatives import (
+    CLIP_NORM,
+    CLIP_VALUE,
+    CONDITIONAL,
+    REVERSAL,
+    SCALE,
+    STRAIGHT_THROUGH,
+    new_relative,
+)
 from gradcut.dims import is_float
 from gradcut.errors import SpecError
 from gradcut.ops import Builder, Names
@@ -113,9 +121,36 @@ def straight_through(model: Source, output: Patterns, input: str | None = None) 
     return loaded
 
 
+def conditional_stop(model: Source, at: Patterns, condition: str) -> ir.Model:
+    """Stop the gradient where a run says so.
+
+    Where the condition is true the gradient stops, as at a mark; where it is false, nothing is changed. It is selected,
+    never multiplied, and what lies only behind closed stops stands in an If branch that is not taken: it costs nothing,
+    and NaN or infinity in a derivative there never arrives. A stop in the body of a Loop or Scan selects in each turn;
+    what lies behind it before the loop is computed.
+
+    A training graph has the condition among the user's inputs, to be fed at each step; the evaluation graph does not.
+    A parameter behind a closed stop has a gradient of zeros: weight decay and momentum go on moving it. For one that is
+    to stay as it is, freeze it in a step or phase of its own.
+
+    Args:
+        at: what `gradcut.stop_gradient` takes.
+        condition: the name of a BOOL scalar: a value of the main graph, or a new graph input where it has none of that
+            name. Several stops may share one.
+
+    Raises:
+        PatternError: a pattern matches nothing. SpecError: `condition` names something else than such a scalar.
+    """
+    if not isinstance(condition, str):
+        raise SpecError(
+            f"condition is the name of a BOOL scalar, not {condition!r}; gradcut.stop_gradient always stops"
+        )
+    return _by_name(model, at, condition, CONDITIONAL, "condition", ir.DataType.BOOL)
+
+
 def _scaled(model: Source, at: Patterns, scale: float | str, op_type: str, neutral: float) -> ir.Model:
     if isinstance(scale, str):
-        return _by_name(model, at, scale, op_type)
+        return _by_name(model, at, scale, op_type, "scale", ir.DataType.FLOAT)
     number = _number("scale", scale)
     if number == 0:
         return stop_gradient(model, at)
@@ -126,10 +161,10 @@ def _scaled(model: Source, at: Patterns, scale: float | str, op_type: str, neutr
     return loaded
 
 
-def _by_name(model: Source, at: Patterns, name: str, op_type: str) -> ir.Model:
-    """A relative whose setting is a scalar float of the main graph."""
+def _by_name(model: Source, at: Patterns, name: str, op_type: str, what: str, dtype: ir.DataType) -> ir.Model:
+    """A relative whose setting is a scalar of the main graph."""
     loaded, places = _places(model, at)
-    setting = named_setting(loaded, name, "scale", ir.DataType.FLOAT, places)
+    setting = named_setting(loaded, name, what, dtype, places)
     insert_with(loaded, places, setting, lambda value, names: [new_relative(op_type, value, setting.value, names)])
     return loaded
 

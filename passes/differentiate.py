@@ -142,5 +142,5 @@ class Reverse:
 
     def gradients(self) -> list[ir.Value]:
         """The cotangent of each wanted value; zeros of its run-time shape where no path reaches it."""
-        self.sweep.walk(list(self.graph))
+        self.sweep.walk(list(self.graph), self.wrt)
         return [self.sweep.total(value) or self.b.zeros_like(value) for value in self.wrt]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -20,10 +20,11 @@ from gradcut.dialect import is_mark
 from gradcut.dims import broadcast_shapes, is_float
 from gradcut.errors import NoGradientError
 from gradcut.ops import Builder
+from gradcut.passes.guards import ALWAYS, Guard, Guards, has_conditions, is_open, runs
 from gradcut.rules import REGISTRY, Adjoint, Rule, operand_label
 from gradcut.rules.contract import yielded
 from gradcut.rules.registry import is_variadic, output_name
-from gradcut.subgraphs import captured, inner_graphs
+from gradcut.subgraphs import captured, inner_graphs, keep_needed
 
 #: Metadata of a backward node: which operand of which forward node it serves.
 ADJOINT = "gradcut.adjoint"
@@ -62,12 +63,12 @@ class Question:
         Returns:
             The cotangent of each wanted value; None is zero.
         """
-        sweep = Sweep(self, b)
+        sweep, asked = Sweep(self, b), list(wanted)
         for value, cotangent in seeds:
             sweep.add(value, cotangent)
             self.wild.update(() if finite else (value,))
-        sweep.walk(nodes)
-        return [sweep.total(value, named=False) for value in wanted]  # outside, a value has a cotangent of that name
+        sweep.walk(nodes, asked)
+        return [sweep.total(value, named=False) for value in asked]  # outside, a value has a cotangent of that name
 
     def differentiate_made(
         self,
@@ -83,10 +84,15 @@ class Question:
 
 
 class Sweep:
-    """One reverse walk: contributions by value, and the builder of the backward nodes."""
+    """One reverse walk: contributions by value, and the builder of the backward nodes.
 
-    def __init__(self, question: Question, b: Builder) -> None:
-        self.question, self.b = question, b
+    Args:
+        named: cotangents are named after their values; in a branch of the backward they are not, for outside there is
+            a cotangent of each such name.
+    """
+
+    def __init__(self, question: Question, b: Builder, named: bool = True) -> None:
+        self.question, self.b, self._named = question, b, named
         self._contributions: dict[ir.Value, list[ir.Value]] = defaultdict(list)
         self._total: dict[ir.Value, ir.Value] = {}
 
@@ -95,10 +101,57 @@ class Sweep:
         if value in self.question.active:
             self._contributions[value].append(cotangent)
 
-    def walk(self, nodes: Sequence[ir.Node]) -> None:
-        """Every node with a cotangent, from the last to the first."""
-        for node in reversed(nodes):
-            totals = {index: self.total(value) for index, value in enumerate(node.outputs)}
+    def walk(self, nodes: Sequence[ir.Node], asked: Iterable[ir.Value]) -> None:
+        """Every node with a cotangent, from the last to the first; what only lies behind closed stops, in an If.
+
+        Args:
+            asked: the values whose cotangent is asked for afterwards.
+        """
+        if not has_conditions(nodes):
+            self._walk(reversed(nodes))
+            return
+        guards = Guards(nodes, list(self._contributions), self.question.active, self._carries)
+        for guard, run in runs(nodes, guards.nodes):
+            if guard == ALWAYS:
+                self._walk(run)
+            else:
+                self._walk_guarded(guard, run, set(asked))
+
+    def _walk_guarded(self, guard: Guard, run: Sequence[ir.Node], asked: Collection[ir.Value]) -> None:
+        """Nodes whose backward is needed only where a guard is open: an If, whose other branch gives zeros."""
+        made = dict.fromkeys(value for node in run for value in node.outputs)
+        totals = ((value, self.total(value, named=value not in asked)) for value in made)
+        seeds = [(value, total) for value, total in totals if total is not None]
+        read = dict.fromkeys(value for node in run for value in _read(node) if value not in made)
+        wanted = [*read, *(value for value in made if value in asked)]
+        given: list[ir.Value] = []
+
+        def backward(b: Builder) -> list[ir.Value]:
+            sweep = Sweep(self.question, b, named=False)
+            for value, seed in seeds:
+                sweep.add(value, seed)
+            sweep._walk(run)
+            given[:] = [value for value in wanted if sweep.total(value, named=False) is not None]
+            found = [total for value in given if (total := sweep.total(value)) is not None]
+            keep_needed(b, found)
+            return found
+
+        then = self.b.body((), backward, "open")
+        if not given:
+            return
+        other = self.b.body((), lambda b: [b.zeros_like(value) for value in given], "closed")
+        choice = is_open(self.b, guard)
+        outputs = self.b.node("If", choice, outputs=len(given), then_branch=then, else_branch=other).outputs
+        for value, output in zip(given, outputs, strict=True):
+            output.type, output.shape = value.type, value.shape
+            if value in made:
+                self._total[value] = output
+            else:
+                self.add(value, output)
+
+    def _walk(self, nodes: Iterable[ir.Node]) -> None:
+        for node in nodes:
+            totals = {index: self.total(value, self._named) for index, value in enumerate(node.outputs)}
             cotangents = {index: total for index, total in totals.items() if total is not None}
             if cotangents and not is_mark(node):
                 self._visit(node, cotangents)
@@ -153,6 +206,14 @@ class Sweep:
             and operand in self.question.active
             and is_float(operand)
             and any(REGISTRY.differentiable(node, index, output) for output in cotangents)
+        )
+
+    def _carries(self, node: ir.Node, index: int) -> bool:
+        operand, outputs = node.inputs[index], range(len(node.outputs))
+        return (
+            operand is not None
+            and is_float(operand)
+            and any(REGISTRY.differentiable(node, index, output) for output in outputs)
         )
 
     def _yields(self, rule: Rule, adjoint: Adjoint) -> Iterator[tuple[ir.Value, ir.Value]]:
@@ -212,6 +273,11 @@ class Sweep:
             self.question.owner[cotangent] = value
         self._total[value] = cotangent
         return cotangent
+
+
+def _read(node: ir.Node) -> list[ir.Value]:
+    """The operands of a node, and what graphs inside it read."""
+    return [*(value for value in node.inputs if value is not None), *captured(inner_graphs(node))]
 
 
 def _without_elements(node: ir.Node, outputs: Iterable[int], wanted: frozenset[int]) -> frozenset[int]:

@@ -57,7 +57,7 @@ def _check_free(model: ir.Model, name: str, what: str) -> None:
 def _check_scalar(value: ir.Value, what: str, dtype: ir.DataType) -> None:
     kinds = FLOATS if dtype in FLOATS else frozenset({dtype})
     if value.dtype is not None and value.dtype not in kinds:
-        wanted = "a float" if dtype in FLOATS else dtype.name
+        wanted = "a float" if dtype in FLOATS else f"a {dtype.name}"
         raise SpecError(f"{what}: {value.name!r} is {value.dtype.name}; it takes {wanted} scalar")
     if value.shape is not None and (len(value.shape) > 1 or any(isinstance(d, int) and d != 1 for d in value.shape)):
         raise SpecError(f"{what}: {value.name!r} has the shape {list(value.shape)}; it takes a scalar")

@@ -16,8 +16,9 @@ from gradcut.ops import Builder, Names
 SCALE, REVERSAL = "GradientScale", "GradientReversal"
 CLIP_VALUE, CLIP_NORM = "GradientClipValue", "GradientClipNorm"
 STRAIGHT_THROUGH = "StraightThroughEstimator"
+CONDITIONAL = "ConditionalStop"
 #: How many operands each takes; and the mark.
-_OPERANDS: dict[str, int] = {SCALE: 2, REVERSAL: 2, CLIP_VALUE: 2, CLIP_NORM: 2, STRAIGHT_THROUGH: 2}
+_OPERANDS: dict[str, int] = {SCALE: 2, REVERSAL: 2, CLIP_VALUE: 2, CLIP_NORM: 2, STRAIGHT_THROUGH: 2, CONDITIONAL: 2}
 TRANSPARENT = {MARK: 1, **_OPERANDS}
 
 
@@ -51,6 +52,12 @@ def straight_through_estimator(b: Builder, Y: ir.Value, X: ir.Value) -> ir.Value
     return b.Identity(Y)
 
 
+@dialect_op("X condition")
+def conditional_stop(b: Builder, X: ir.Value, condition: ir.Value) -> ir.Value:
+    """Y = X; where the BOOL scalar `condition` is true, Y is stopped, else dX = dY."""
+    return b.Identity(X)
+
+
 def is_relative(node: ir.Node | None) -> bool:
     """Whether a node is a relative of the mark."""
     return node is not None and node.domain == DOMAIN and node.op_type in _OPERANDS
@@ -59,6 +66,21 @@ def is_relative(node: ir.Node | None) -> bool:
 def is_transparent(node: ir.Node | None) -> bool:
     """Whether a node is a mark or a relative: forward, its output is its first operand."""
     return is_mark(node) or is_relative(node)
+
+
+def condition_of(node: ir.Node) -> ir.Value | None:
+    """What closes a conditional stop; None for any other node."""
+    return node.inputs[1] if node.domain == DOMAIN and node.op_type == CONDITIONAL else None
+
+
+def settings_inputs(graph: ir.Graph) -> list[ir.Value]:
+    """The inputs of a graph that nothing reads but relatives, as what says how: a scale, a condition, a mask."""
+    found = []
+    for value in graph.inputs:
+        says = [is_relative(node) and index not in (0, carrier(node)) for node, index in value.uses()]
+        if says and all(says) and not value.is_graph_output():
+            found.append(value)
+    return found
 
 
 def carrier(node: ir.Node) -> int:
@@ -79,4 +101,5 @@ _SUFFIX = {
     CLIP_VALUE: "clipped",
     CLIP_NORM: "clipped",
     STRAIGHT_THROUGH: "straight",
+    CONDITIONAL: "guarded",
 }

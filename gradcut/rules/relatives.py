@@ -65,6 +65,14 @@ def _number(op: Adjoint, operand: str) -> float | None:
     return None if array is None else float(array.reshape(()))
 
 
+@rule("ConditionalStop", "X", operands="X condition", domain=DOMAIN)
+def conditional_stop(op: Adjoint) -> Cotangents:
+    """dX = 0 where the condition is true, else dY; what only lies behind is in an If: `gradcut.passes.guards`."""
+    b, dY = op.b, op.dY
+    closed = b.op("Reshape", op["condition"], b.ints([]), dtype=ir.DataType.BOOL, shape=ir.Shape([]))
+    yield "X", b.op("Where", closed, b.scalar_like(0.0, dY), dY, dtype=dY.dtype, shape=op["X"].shape)
+
+
 @rule("StraightThroughEstimator", "X", operands="Y X", domain=DOMAIN)
 def straight_through_estimator(op: Adjoint) -> Cotangents:
     """dX = dY."""

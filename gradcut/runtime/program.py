@@ -200,7 +200,16 @@ class Program:
             ports = self.manifest["graphs"][graph]["inputs"]
             given = [port for port in ports if port["role"] in ("user", "label", "cotangent")]
             self._checks[graph] = FeedCheck(given, self.manifest["loss"])
-        return self._checks[graph](feeds)
+        return self._checks[graph](self._without_settings(feeds) if graph == "eval_model" else feeds)
+
+    def _without_settings(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Feeds of a step serve to evaluate too: without what only the backward reads, such as a condition."""
+        ports = {name: one["inputs"] for name, one in self.manifest["graphs"].items()}
+        evaluated = {port["name"] for port in ports["eval_model"]}
+        settings = {port["name"] for port in ports["training_model"] if port["role"] == "user"} - evaluated
+        if not settings or not isinstance(feeds, Mapping):
+            return feeds
+        return {name: array for name, array in feeds.items() if name not in settings}
 
     def _inputs(self, feeds: Mapping[str, Array], part: int = 0) -> dict[str, Any]:
         values = {name: to_device(array, self.memory.device) for name, array in feeds.items()}

@@ -26,11 +26,13 @@ RELATIVES: dict[str, Relative] = {
     "scale by name": lambda model, at: gradcut.gradient_scale(model, at, "rate"),
     "reversal": lambda model, at: gradcut.gradient_reversal(model, at),
     "clip": lambda model, at: gradcut.gradient_clip(model, at, value=1e-3, norm=1e-3),
+    "conditional": lambda model, at: gradcut.conditional_stop(model, at, "closed"),
     "straight through": lambda model, at: gradcut.straight_through(model, "r"),
 }
 CONV = """g (float[n, 3, 6, 6] x, float[4, 3, 3, 3] w, float[4] b, float[4, 2] v) => (float[n, 2] y) {
     c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  r = Relu (c)  k = GlobalAveragePool (r)  f = Flatten (k)
     y = MatMul (f, v) }"""
+SETTINGS = {"rate": np.array(0.5, "f4"), "closed": np.array(False)}
 each = pytest.mark.parametrize("relative", RELATIVES.values(), ids=RELATIVES)
 
 
@@ -55,7 +57,7 @@ def conv() -> onnx.ModelProto:
 def feeds(*names: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     given = {"x": rng.standard_normal((2, 3, 6, 6)).astype("f4"), "labels": np.zeros((2, 2), "f4")}
-    return {**given, **({"rate": np.array(0.5, "f4")} if "rate" in names else {})}
+    return {**given, **{name: array for name, array in SETTINGS.items() if name in names}}
 
 
 @each
