@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from gradcut.passes import Pipeline
     from gradcut.phases import Phase
     from gradcut.relatives import conditional_stop, gradient_clip, gradient_reversal, gradient_scale, straight_through
+    from gradcut.relatives import (
+        conditional_stop,
+        gradient_clip,
+        gradient_mask,
+        gradient_reversal,
+        gradient_scale,
+        straight_through,
+    )
     from gradcut.rules import register_rule
     from gradcut.runtime.session import TrainingSession
     from gradcut.state import EMA, State
@@ -53,6 +61,7 @@ _HOMES = {
     "conditional_stop": "relatives",
     "freeze": "api",
     "gradient_clip": "relatives",
+    "gradient_mask": "relatives",
     "gradient_reversal": "relatives",
     "gradient_scale": "relatives",
     "load": "api",
@@ -91,6 +100,7 @@ __all__ = [
     "errors",
     "freeze",
     "gradient_clip",
+    "gradient_mask",
     "gradient_reversal",
     "gradient_scale",
     "load",

@@ -22,7 +22,7 @@ NOMINAL = 8
 ADJOINT = "gradcut.adjoint"
 _FREE = frozenset(
     """Constant Shape Size Reshape Squeeze Unsqueeze Flatten Identity Transpose Concat Slice Split Gather Expand
-    Cast CastLike ConstantOfShape Range Pad Where""".split()
+    Cast CastLike ConstantOfShape Range Pad Where TakeKept PlaceKept""".split()
 )
 
 

@@ -8,7 +8,8 @@ What the patterns match that carries no gradient (integers, booleans, strings) i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from gradcut.dialect.relatives import (
     CLIP_NORM,
     CLIP_VALUE,
     CONDITIONAL,
+    MASK,
     REVERSAL,
     SCALE,
     STRAIGHT_THROUGH,
@@ -29,9 +31,11 @@ from gradcut.dims import is_float
 from gradcut.errors import SpecError
 from gradcut.ops import Builder, Names
 from gradcut.passes.importer import check_opset
-from gradcut.passes.settings import Setting, named_setting
+from gradcut.passes.masks import as_mask, fitted, laid_along
+from gradcut.passes.settings import Setting, named_mask, named_setting
 from gradcut.passes.stop_gradient import insert
 from gradcut.passes.straight import straight_sources
+from gradcut.passes.typed import typed_values
 from gradcut.source import Source, load
 from gradcut.spec import Uses, as_patterns, match_values
 
@@ -146,6 +150,60 @@ def conditional_stop(model: Source, at: Patterns, condition: str) -> ir.Model:
             f"condition is the name of a BOOL scalar, not {condition!r}; gradcut.stop_gradient always stops"
         )
     return _by_name(model, at, condition, CONDITIONAL, "condition", ir.DataType.BOOL)
+
+
+def gradient_mask(model: Source, at: Patterns, mask: Any, axis: int | None = None) -> ir.Model:
+    """Let the gradient of some elements pass, and no other: dX = dY where the mask is true, else 0.
+
+    What a constant mask leaves out is not computed: the products that make the gradient run on the rows, columns and
+    channels that are kept, and the result is put into zeros. A mask that is no product of sets of indices along the
+    axes is selected from the smallest that holds it. All false is the mark, all true is nothing.
+
+    Args:
+        at: what `gradcut.stop_gradient` takes.
+        mask: an array of booleans, or of 0 and 1: true lets the gradient pass. Of one axis, it is per channel: along
+            `axis`. Otherwise it broadcasts to the value as numpy has it, one of the value's shape being per element.
+            Or the name of a BOOL value of the main graph, or of a new graph input of the value's shape, or as long as
+            the value is along `axis`: what it leaves out is selected away in each run.
+        axis: of a mask of one axis; without it 0 for an initializer, whose first axis is often that of the channels
+            given, and 1 for any other value of more than one axis.
+
+    Raises:
+        PatternError: a pattern matches nothing. SpecError: the mask is none, or does not fit a value.
+    """
+    loaded, places = _places(model, at)
+    known = typed_values(loaded, list(dict.fromkeys(place.value for place in places)))
+    if isinstance(mask, str):
+        return _masked_by_name(loaded, places, known, mask, axis)
+    array = as_mask(mask)
+    fitting = {value: fitted(array, known[value], axis, value.is_initializer()) for value in known}
+    if not array.any():
+        return stop_gradient(loaded, at)
+
+    def make(value: ir.Value, names: Names) -> list[ir.Node]:
+        b = Builder(names, prefix=f"{value.name}_")
+        constant = b.constant(fitting[value], ir.DataType.BOOL)
+        return [*b.nodes, new_relative(MASK, value, constant, names)]
+
+    insert(loaded, places if not array.all() else [], make)
+    declare(loaded)
+    return loaded
+
+
+def _masked_by_name(
+    model: ir.Model, places: Sequence[Uses], known: Mapping[ir.Value, ir.Value], name: str, axis: int | None
+) -> ir.Model:
+    shapes = {value: None if axis is None else laid_along(known[value], axis) for value in known}
+    setting = named_mask(model, name, list(known.values()), axis, places)
+
+    def make(value: ir.Value, names: Names) -> list[ir.Node]:
+        b, mask, shape = Builder(names, prefix=f"{value.name}_"), setting.value, shapes[value]
+        if shape is not None:
+            mask = b.op("Reshape", mask, b.ints(shape), dtype=ir.DataType.BOOL)
+        return [*b.nodes, new_relative(MASK, value, mask, names)]
+
+    insert_with(model, places, setting, make)
+    return model
 
 
 def _scaled(model: Source, at: Patterns, scale: float | str, op_type: str, neutral: float) -> ir.Model:

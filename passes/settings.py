@@ -48,6 +48,46 @@ def named_setting(model: ir.Model, name: str, what: str, dtype: ir.DataType, pla
     return Setting(value, new=False)
 
 
+def named_mask(
+    model: ir.Model, name: str, masked: Sequence[ir.Value], axis: int | None, places: Sequence[Uses]
+) -> Setting:
+    """The BOOL value of a name, or the graph input that it is to become.
+
+    Args:
+        masked: the values that it masks, with their shapes as far as they are known; the first says the shape of a new
+            input.
+        axis: along which it lies; None: it broadcasts.
+    """
+    known = main_values(model.graph)
+    if name not in known:
+        if not name or not masked:
+            raise SpecError("mask is empty; name a BOOL value" if not name else "mask: no float value is to be masked")
+        _check_free(model, name, "mask")
+        shape = masked[0].shape
+        if shape is not None and axis is not None:
+            shape = ir.Shape([shape[axis]])
+        return Setting(ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=shape), new=True)
+    value = known[name]
+    if value.dtype is not None and value.dtype != ir.DataType.BOOL:
+        raise SpecError(f"mask: {name!r} is {value.dtype.name}; it takes BOOL")
+    for other in masked:
+        _check_broadcast(value, other, axis)
+    _check_order(value, "mask", places)
+    return Setting(value, new=False)
+
+
+def _check_broadcast(mask: ir.Value, value: ir.Value, axis: int | None) -> None:
+    if mask.shape is None or value.shape is None:
+        return
+    dims, sizes = list(value.shape), list(mask.shape)
+    if axis is not None:
+        dims = [dims[axis]]
+    pairs = zip(reversed(sizes), reversed(dims), strict=False)
+    clash = any(isinstance(size, int) and size != 1 and isinstance(dim, int) and size != dim for size, dim in pairs)
+    if clash or len(sizes) > len(dims) or (axis is not None and len(sizes) != 1):
+        raise SpecError(f"mask: {mask.name!r} {sizes} does not broadcast to {value.name!r} {dims}")
+
+
 def _check_free(model: ir.Model, name: str, what: str) -> None:
     nodes = {node.name for node in model.graph.all_nodes()}
     if name in values_of(model.graph) or name in nodes:

@@ -4,7 +4,8 @@
    nothing, where no broadcast is lost.
 2. A transpose of a transpose; a transpose of a product whose operands can be swapped (d of a transposed weight).
 3. Equal computations become one; draws, marks and control flow are opaque.
-4. What nothing reads goes.
+4. What a constant mask keeps of a gradient is all that is computed of it, see `gradcut.passes.sink`.
+5. What nothing reads goes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from gradcut.dialect import DOMAIN, declare, is_transparent
+from gradcut.dialect.kept import is_take
 from gradcut.dims import same_shape
 from gradcut.passes.base import DRAWING, Pass, register
 from gradcut.passes.dead_code import remove_dead
 from gradcut.passes.fold import bypass, changes_nothing
+from gradcut.passes.sink import sink_takes
 
 _SMALL = 64
 #: Attributes that are not compared.
@@ -48,6 +51,9 @@ class Simplify(Pass):
             _neutral(node)
             _transposed(model.graph, node)
         _merge_equal(model.graph)
+        if any(map(is_take, model.graph.all_nodes())):
+            sink_takes(model)
+            _merge_equal(model.graph)
         remove_dead(model)
         declare(model)
         return ir.passes.PassResult(model, modified=True)

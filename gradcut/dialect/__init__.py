@@ -8,7 +8,7 @@ To add an op, write its body under `@dialect_op` in the module of its topic; the
 where another configuration needs another structure it is another op (functions have no overloads here).
 """
 
-from gradcut.dialect import conv, elementwise, norm, pool, relatives, shape, straight
+from gradcut.dialect import conv, elementwise, kept, norm, pool, relatives, shape, straight
 from gradcut.dialect.core import DIALECT, DOMAIN, DialectOp, declare, dialect_op, expand
 from gradcut.dialect.marks import (
     MARK,
@@ -35,6 +35,7 @@ __all__ = [
     "is_mark",
     "is_relative",
     "is_transparent",
+    "kept",
     "mark_reason",
     "new_mark",
     "norm",

@@ -16,9 +16,9 @@ from gradcut.ops import Builder, Names
 SCALE, REVERSAL = "GradientScale", "GradientReversal"
 CLIP_VALUE, CLIP_NORM = "GradientClipValue", "GradientClipNorm"
 STRAIGHT_THROUGH = "StraightThroughEstimator"
-CONDITIONAL = "ConditionalStop"
+CONDITIONAL, MASK = "ConditionalStop", "GradientMask"
 #: How many operands each takes; and the mark.
-_OPERANDS: dict[str, int] = {SCALE: 2, REVERSAL: 2, CLIP_VALUE: 2, CLIP_NORM: 2, STRAIGHT_THROUGH: 2, CONDITIONAL: 2}
+_OPERANDS = dict.fromkeys((SCALE, REVERSAL, CLIP_VALUE, CLIP_NORM, STRAIGHT_THROUGH, CONDITIONAL, MASK), 2)
 TRANSPARENT = {MARK: 1, **_OPERANDS}
 
 
@@ -55,6 +55,12 @@ def straight_through_estimator(b: Builder, Y: ir.Value, X: ir.Value) -> ir.Value
 @dialect_op("X condition")
 def conditional_stop(b: Builder, X: ir.Value, condition: ir.Value) -> ir.Value:
     """Y = X; where the BOOL scalar `condition` is true, Y is stopped, else dX = dY."""
+    return b.Identity(X)
+
+
+@dialect_op("X mask")
+def gradient_mask(b: Builder, X: ir.Value, mask: ir.Value) -> ir.Value:
+    """Y = X, dX = dY where the BOOL `mask`, which broadcasts to X, is true, else 0."""
     return b.Identity(X)
 
 
@@ -102,4 +108,5 @@ _SUFFIX = {
     CLIP_NORM: "clipped",
     STRAIGHT_THROUGH: "straight",
     CONDITIONAL: "guarded",
+    MASK: "masked",
 }

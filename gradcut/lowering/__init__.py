@@ -14,6 +14,7 @@ from gradcut.lowering import (
     forward,
     half,
     index,
+    kept,
     pool,
 )
 from gradcut.lowering.registry import (
@@ -44,6 +45,7 @@ __all__ = [
     "forward",
     "half",
     "index",
+    "kept",
     "lowering",
     "pool",
     "rewrite",

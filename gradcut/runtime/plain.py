@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from gradcut.dialect import DOMAIN, MARK, declare, is_relative, new_mark
-from gradcut.dialect.relatives import CLIP_NORM, CLIP_VALUE, CONDITIONAL, REVERSAL, SCALE, STRAIGHT_THROUGH
+from gradcut.dialect.relatives import CLIP_NORM, CLIP_VALUE, CONDITIONAL, MASK, REVERSAL, SCALE, STRAIGHT_THROUGH
 from gradcut.dims import is_float
 from gradcut.ops import Builder, Names
 from gradcut.passes import Import
@@ -87,9 +87,15 @@ def _conditional(b: Builder, values: Values, held: Values) -> ir.Value:
     return b.op("Where", b.Reshape(held[1], b.ints([])), held[0], values[0], dtype=held[0].dtype)
 
 
+def _masked(b: Builder, values: Values, held: Values) -> ir.Value:
+    """X where the mask is true, else stop(X)"""
+    return b.op("Where", held[1], values[0], held[0], dtype=held[0].dtype)
+
+
 _WRITTEN: dict[str, Callable[[Builder, Values, Values], ir.Value]] = {
     SCALE: _scaled,
     REVERSAL: _reversed,
     STRAIGHT_THROUGH: _straight,
     CONDITIONAL: _conditional,
+    MASK: _masked,
 }

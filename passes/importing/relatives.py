@@ -1,11 +1,11 @@
-"""Relatives of the mark, in their plainest form: what is scaled by the constant 0, or stopped if True, is marked."""
+"""Relatives of the mark, in their plainest form: what is scaled by 0, stopped if True, or masked whole, is marked."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from gradcut.dialect import DOMAIN, MARK
-from gradcut.dialect.relatives import CONDITIONAL, REVERSAL, SCALE
+from gradcut.dialect.relatives import CONDITIONAL, MASK, REVERSAL, SCALE
 
 
 def settle_relatives(model: ir.Model) -> None:
@@ -18,12 +18,12 @@ def settle_relatives(model: ir.Model) -> None:
 
 
 #: The number at which each is a stop.
-_STOPS = {SCALE: 0.0, REVERSAL: 0.0, CONDITIONAL: 1.0}
+_STOPS = {SCALE: 0.0, REVERSAL: 0.0, CONDITIONAL: 1.0, MASK: 0.0}
 
 
 def _says(value: ir.Value | None, number: float) -> bool:
-    """Whether a Constant is a number; an initializer may be given another."""
+    """Whether a Constant is a number throughout; an initializer may be given another."""
     if value is None or value.is_initializer():
         return False
     tensor = ir.convenience.get_const_tensor(value)
-    return tensor is not None and tensor.size == 1 and float(tensor.numpy().reshape(())) == number
+    return tensor is not None and bool((tensor.numpy() == number).all())

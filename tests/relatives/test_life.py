@@ -27,11 +27,19 @@ RELATIVES: dict[str, Relative] = {
     "reversal": lambda model, at: gradcut.gradient_reversal(model, at),
     "clip": lambda model, at: gradcut.gradient_clip(model, at, value=1e-3, norm=1e-3),
     "conditional": lambda model, at: gradcut.conditional_stop(model, at, "closed"),
+    "mask": lambda model, at: gradcut.gradient_mask(model, at, [1, 0], 1) if at in "yv" else _half(model, at),
     "straight through": lambda model, at: gradcut.straight_through(model, "r"),
 }
 CONV = """g (float[n, 3, 6, 6] x, float[4, 3, 3, 3] w, float[4] b, float[4, 2] v) => (float[n, 2] y) {
     c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  r = Relu (c)  k = GlobalAveragePool (r)  f = Flatten (k)
     y = MatMul (f, v) }"""
+
+
+def _half(model: gradcut.source.Source, at: str) -> ir.Model:
+    """Every other of the four channels."""
+    return gradcut.gradient_mask(model, at, [1, 0, 1, 0], 0 if at == "w" else 1)
+
+
 SETTINGS = {"rate": np.array(0.5, "f4"), "closed": np.array(False)}
 each = pytest.mark.parametrize("relative", RELATIVES.values(), ids=RELATIVES)
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK
+from gradcut.dialect.kept import PLACE, TAKE
 from gradcut.dialect.relatives import TRANSPARENT
 from gradcut.passes import Differentiate, Lower, Pipeline, Propagate, Simplify
 from gradcut.runtime.check import imported
@@ -21,7 +22,7 @@ from tests.rules.samples import SAMPLES
 ELSEWHERE = {
     "FiniteReluGrad": "tests/rules/test_finite.py",
     "StraightThrough": "tests/passes/test_straight_through.py",
-    **dict.fromkeys(set(TRANSPARENT) - {MARK}, "tests/relatives"),
+    **dict.fromkeys({*TRANSPARENT, TAKE, PLACE} - {MARK}, "tests/relatives"),
 }
 
 
