@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradcut.relatives import conditional_stop, gradient_clip, gradient_reversal, gradient_scale, straight_through
     from gradcut.relatives import (
         conditional_stop,
+        custom_gradient,
         gradient_clip,
         gradient_mask,
         gradient_reversal,
@@ -59,6 +60,7 @@ _HOMES = {
     "analyze": "api",
     "compile": "compiler",
     "conditional_stop": "relatives",
+    "custom_gradient": "relatives",
     "freeze": "api",
     "gradient_clip": "relatives",
     "gradient_mask": "relatives",
@@ -97,6 +99,7 @@ __all__ = [
     "analyze",
     "compile",
     "conditional_stop",
+    "custom_gradient",
     "errors",
     "freeze",
     "gradient_clip",

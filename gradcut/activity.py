@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import onnx_ir as ir
 
 from gradcut.dialect import is_mark, is_relative, mark_reason, reported_name
-from gradcut.dialect.relatives import carrier
+from gradcut.dialect.relatives import carriers, is_setting
 from gradcut.dims import is_float
 from gradcut.subgraphs import every_node, inner_graphs
 
@@ -259,11 +259,12 @@ def _flows(node: ir.Node, declarations: Declarations) -> Iterator[Flow]:
 
 def _relative_flows(node: ir.Node) -> Iterator[Flow]:
     """From what gets the cotangent, and from what the result is, which is marked; other operands only say how."""
-    output = node.outputs[0]
-    for index in sorted({0, carrier(node)}):
-        value = node.inputs[index]
-        if value is not None:
-            blocked = _blocked(value, output) or (None if index == carrier(node) else "mark")
+    carrying, count = carriers(node), len(node.outputs)
+    for index, value in enumerate(node.inputs):
+        if value is None or is_setting(node, index):
+            continue
+        for output in node.outputs[index : index + 1] if index < count else node.outputs:
+            blocked = _blocked(value, output) or (None if index in carrying else "mark")
             yield Flow(value, output, node, index, blocked)
 
 

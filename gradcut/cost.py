@@ -101,7 +101,7 @@ def _read(node: ir.Node) -> list[ir.Value | None]:
 def _origin(value: ir.Value | None) -> ir.Value | None:
     """What holds the memory of a value: `emit` strips marks, and runtimes make nothing of an Identity."""
     while value is not None and (node := value.producer()) is not None and _is_alias(node):
-        value = node.inputs[0]
+        value = node.inputs[value.index() or 0]
     return value
 
 

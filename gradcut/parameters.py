@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gradcut.dialect import is_relative, is_transparent
-from gradcut.dialect.relatives import carrier
+from gradcut.dialect.relatives import carriers
 from gradcut.dialect.straight import is_straight
 from gradcut.dims import FLOATS
 
@@ -229,7 +229,7 @@ def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         for node, index in stack.pop().uses():
             yield node, index
             carries = (node.domain == "" and node.op_type in _CARRIERS) or is_transparent(node)
-            carries_rounded = (is_straight(node) and index == 1) or (is_relative(node) and index == carrier(node))
+            carries_rounded = (is_straight(node) and index == 1) or (is_relative(node) and index in carriers(node))
             if carries_rounded or (carries and (index == 0 or node.op_type == "Concat")):
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)

@@ -30,13 +30,14 @@ from gradcut.dialect.relatives import (
 from gradcut.dims import is_float
 from gradcut.errors import SpecError
 from gradcut.ops import Builder, Names
+from gradcut.passes.custom import replace_gradient
 from gradcut.passes.importer import check_opset
 from gradcut.passes.masks import as_mask, fitted, laid_along
 from gradcut.passes.settings import Setting, named_mask, named_setting
 from gradcut.passes.stop_gradient import insert
 from gradcut.passes.straight import straight_sources
 from gradcut.passes.typed import typed_values
-from gradcut.source import Source, load
+from gradcut.source import Source, load, own
 from gradcut.spec import Uses, as_patterns, match_values
 
 Patterns = str | Sequence[str]
@@ -204,6 +205,36 @@ def _masked_by_name(
 
     insert_with(model, places, setting, make)
     return model
+
+
+def custom_gradient(model: Source, inputs: Patterns, outputs: Patterns, gradient: Source) -> ir.Model:
+    """Put a graph of the user's in the place of the derivative of a region: of what computes `outputs` from `inputs`.
+
+    Nothing inside the region is differentiated: operators there need no derivative, and a parameter that only it reads
+    gets no gradient, unless it is one of `inputs`. A second derivative differentiates the user's graph.
+
+    Args:
+        inputs, outputs: exact names of float values of the main graph, which separate the region from the rest: nothing
+            else that a run gives reaches the outputs, and nothing inside is read outside.
+        gradient: a path, a proto or an IR model. Its inputs are matched by name: ``<output>_grad`` is the cotangent of
+            an output, of which it reads at least one, and the name of an input or output of the region is its value.
+            Its outputs are ``<input>_grad``; an input without one is constant to the region.
+
+    Returns:
+        The model; one at an older opset than 21 or than the gradient's is brought to the newer.
+
+    Raises:
+        SpecError: a name is unknown, the region is not separate, or the gradient does not fit in names, dtypes or
+        shapes. ImportModelError: the gradient, or an old model, cannot be taken in.
+    """
+    loaded = load(model)
+    check_opset(loaded)
+    work = loaded.clone()
+    replace_gradient(work, as_patterns(inputs), as_patterns(outputs), own(gradient))
+    loaded.graph, loaded.ir_version = work.graph, work.ir_version  # the opsets of a model are those of its graph
+    loaded.functions.clear()
+    loaded.functions.update(work.functions)
+    return loaded
 
 
 def _scaled(model: Source, at: Patterns, scale: float | str, op_type: str, neutral: float) -> ir.Model:

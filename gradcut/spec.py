@@ -173,7 +173,7 @@ def reading_scopes(graph: ir.Graph, parameters: Collection[str]) -> dict[str, li
 def _read_in(nodes: Iterable[ir.Node]) -> Iterator[str]:
     for value in (value for node in nodes for value in node.inputs):
         while value is not None and (producer := value.producer()) is not None and is_transparent(producer):
-            value = producer.inputs[0]
+            value = producer.inputs[value.index() or 0]
         if value is not None and value.name:
             yield value.name
 

@@ -122,7 +122,7 @@ class Reverse:
         self.names = Names.of(model)
         self.b = Builder(self.names, prefix="grad_")
         self.active = active_values(model.graph, of, wrt, REGISTRY)
-        self.question = Question(dict(model.graph.opset_imports), self.active)
+        self.question = Question(dict(model.graph.opset_imports), self.active, dict(model.functions))
         self.sweep = Sweep(self.question, self.b)
 
     def seed(self, kind: str) -> list[ir.Value]:

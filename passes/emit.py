@@ -71,16 +71,15 @@ def strip(model: ir.Model, which: Callable[[ir.Node], bool]) -> None:
 
 
 def _strip(graph: ir.Graph, mark: ir.Node, names: Names) -> None:
-    source, output = mark.inputs[0], mark.outputs[0]
-    assert source is not None
-    if output.is_graph_output():
-        source = _stand_in(graph, mark, source, names)
-    ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
+    for source, output in zip(mark.inputs, mark.outputs, strict=False):
+        assert source is not None
+        if output.is_graph_output():
+            source = _stand_in(graph, mark, source, output, names)
+        ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
 
 
-def _stand_in(graph: ir.Graph, mark: ir.Node, source: ir.Value, names: Names) -> ir.Value:
+def _stand_in(graph: ir.Graph, mark: ir.Node, source: ir.Value, output: ir.Value, names: Names) -> ir.Value:
     """What takes the place of a marked output: the source under the output's name, or a copy where it has its own."""
-    output = mark.outputs[0]
     if source.producer() is None or source.is_graph_output():
         b = Builder(names)
         copy = b.op("Identity", source, dtype=source.dtype, shape=source.shape)

@@ -30,6 +30,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from gradcut.dialect import DIALECT, DOMAIN, MARK, declare, is_transparent
+from gradcut.dialect.custom import BACKWARD_OF, GRADIENTS, gradients_of, is_custom
 from gradcut.dialect.relatives import TRANSPARENT
 from gradcut.dims import Dim, static_dims
 from gradcut.errors import UnsupportedModelError
@@ -149,10 +150,22 @@ def check_dialect(model: ir.Model) -> None:
 
 def check_transparent(node: ir.Node) -> None:
     """Refuse a call of a mark, or of a relative of it, that does not have its operands."""
+    if is_custom(node):
+        _check_custom(node)
+        return
     count = TRANSPARENT[node.op_type]
     if len(node.inputs) != count or None in node.inputs or len(node.outputs) != 1:
         takes = "one value" if count == 1 else f"{count} values"
         raise UnsupportedModelError(f"node {node.name!r}: {DOMAIN}.{node.op_type} takes {takes} and gives one")
+
+
+def _check_custom(node: ir.Node) -> None:
+    known = {BACKWARD_OF, GRADIENTS} <= node.attributes.keys()
+    if not known or None in node.inputs or not all(0 <= i < len(node.inputs) for i in gradients_of(node)):
+        raise UnsupportedModelError(
+            f"node {node.name!r} ({node.op_type}) takes the outputs and inputs of a region, names its backward, and "
+            "lists in gradients which of the inputs get one"
+        )
 
 
 def _is_identity(function: ir.Function) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -37,12 +37,14 @@ class Question:
 
     Attributes:
         active: the values that carry a cotangent, those of bodies included.
+        functions: those of the model.
         wild: the values whose cotangent may be infinite or NaN though the forward's values are not.
         owner: for each cotangent that was named after a value: that value.
     """
 
     opsets: dict[str, int]
     active: set[ir.Value]
+    functions: Mapping[tuple[str, str, str], ir.Function] = field(default_factory=dict)
     wild: set[ir.Value] = field(default_factory=set)
     owner: dict[ir.Value, ir.Value] = field(default_factory=dict)
 

@@ -103,7 +103,7 @@ def _trains(node: ir.Node, choice: str, frozen: set[str], trained: set[str]) -> 
 def _origin(value: ir.Value, through: frozenset[str]) -> ir.Value:
     """What is behind an operand, through marks (derived ones of the cut too), relatives and some operators."""
     while (producer := value.producer()) is not None:
-        source = producer.inputs[0] if producer.inputs else None
+        source = producer.inputs[value.index() or 0] if is_transparent(producer) else next(iter(producer.inputs), None)
         if source is None or not (is_transparent(producer) or (producer.domain == "" and producer.op_type in through)):
             break
         value = source

@@ -76,7 +76,7 @@ def calls(model: ir.Model) -> Iterator[ir.Node]:
 
 def declare(model: ir.Model) -> None:
     """Give the model the functions of exactly the dialect ops it calls, at its own opset."""
-    used = {node.op_type for node in calls(model)}
+    used = {name for node in calls(model) for name in (node.op_type, _named(node))}
     for key in [key for key in model.functions if key[0] == DOMAIN]:
         if key[1] not in used or key[1] in DIALECT:
             del model.functions[key]
@@ -87,6 +87,11 @@ def declare(model: ir.Model) -> None:
         model.opset_imports[DOMAIN] = 1
     else:
         model.opset_imports.pop(DOMAIN, None)
+
+
+def _named(node: ir.Node) -> str:
+    """The function that a call names as its backward, which nothing calls before it is differentiated."""
+    return node.attributes["backward"].as_string() if "backward" in node.attributes else node.op_type
 
 
 def _forget_types(node: ir.Node) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from gradcut.dialect.core import DOMAIN, dialect_op
+from gradcut.dialect.custom import gradients_of, is_custom
 from gradcut.dialect.marks import MARK, is_mark
 from gradcut.ops import Builder, Names
 
@@ -66,11 +67,11 @@ def gradient_mask(b: Builder, X: ir.Value, mask: ir.Value) -> ir.Value:
 
 def is_relative(node: ir.Node | None) -> bool:
     """Whether a node is a relative of the mark."""
-    return node is not None and node.domain == DOMAIN and node.op_type in _OPERANDS
+    return node is not None and node.domain == DOMAIN and (node.op_type in _OPERANDS or is_custom(node))
 
 
 def is_transparent(node: ir.Node | None) -> bool:
-    """Whether a node is a mark or a relative: forward, its output is its first operand."""
+    """Whether a node is a mark or a relative: forward, its outputs are its first operands."""
     return is_mark(node) or is_relative(node)
 
 
@@ -79,19 +80,26 @@ def condition_of(node: ir.Node) -> ir.Value | None:
     return node.inputs[1] if node.domain == DOMAIN and node.op_type == CONDITIONAL else None
 
 
+def is_setting(node: ir.Node, index: int) -> bool:
+    """Whether an operand of a relative only says how."""
+    return not is_custom(node) and index != 0 and index not in carriers(node)
+
+
 def settings_inputs(graph: ir.Graph) -> list[ir.Value]:
     """The inputs of a graph that nothing reads but relatives, as what says how: a scale, a condition, a mask."""
     found = []
     for value in graph.inputs:
-        says = [is_relative(node) and index not in (0, carrier(node)) for node, index in value.uses()]
+        says = [is_relative(node) and is_setting(node, index) for node, index in value.uses()]
         if says and all(says) and not value.is_graph_output():
             found.append(value)
     return found
 
 
-def carrier(node: ir.Node) -> int:
-    """The operand of a relative that gets the cotangent."""
-    return 1 if node.op_type == STRAIGHT_THROUGH else 0
+def carriers(node: ir.Node) -> list[int]:
+    """The operands of a relative that get a cotangent."""
+    if is_custom(node):
+        return gradients_of(node)
+    return [1] if node.op_type == STRAIGHT_THROUGH else [0]
 
 
 def new_relative(op_type: str, value: ir.Value, operand: ir.Value, names: Names) -> ir.Node:

@@ -24,9 +24,11 @@ class Inside(Protocol):
 
     Attributes:
         active: the values that carry a cotangent, inside bodies too; a rule adds its copies of such values.
+        functions: those of the model.
     """
 
     active: set[ir.Value]
+    functions: Mapping[tuple[str, str, str], ir.Function]
 
     def differentiate(
         self,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import onnx.defs
 import onnx_ir as ir
 
+from gradcut.dialect.custom import PREFIX as CUSTOM
+from gradcut.dialect.custom import gradients_of, is_custom
 from gradcut.errors import SpecError
 from gradcut.rules.adjoint import Adjoint, Captures
 
@@ -73,7 +75,8 @@ class Registry:
     def find(self, node: ir.Node, opset: int | None = None) -> Rule | None:
         """The newest rule for a node that is not newer than its opset."""
         version = opset if opset is not None else _opset(node)
-        for rule in self._rules.get((node.domain, node.op_type), ()):
+        op_type = CUSTOM if is_custom(node) else node.op_type
+        for rule in self._rules.get((node.domain, op_type), ()):
             if rule.since <= version:
                 return rule
         return None
@@ -91,6 +94,8 @@ class Registry:
     def differentiable(self, node: ir.Node, operand: int, output: int) -> bool:
         """Whether an output has a derivative by an operand; without a rule it must be assumed to."""
         rule = self.find(node)
+        if is_custom(node):
+            return operand in gradients_of(node)
         if rule is None or (rule.vjp is None and not rule.zero):
             return True
         name = operand_name(rule, node, operand)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from gradcut.dialect import DOMAIN, MARK, declare, is_relative, new_mark
+from gradcut.dialect import declare, is_relative, new_mark
+from gradcut.dialect.custom import is_custom
 from gradcut.dialect.relatives import CLIP_NORM, CLIP_VALUE, CONDITIONAL, MASK, REVERSAL, SCALE, STRAIGHT_THROUGH
 from gradcut.dims import is_float
 from gradcut.ops import Builder, Names
@@ -33,10 +34,14 @@ def plain(model: Source, quantized: str = "refuse") -> tuple[Source, tuple[str, 
     if not found:
         return model, ()
     places = join_names(f"{node.op_type} at {node.inputs[0].name if node.inputs[0] else ''}" for node in found)
-    for node in [node for node in found if node.op_type not in _BOUNDS]:
-        node.domain, node.op_type = DOMAIN, MARK
-        node.resize_inputs(1)
-    strip(work, lambda node: is_relative(node) and node.op_type in _BOUNDS)
+    names = Names.of(work)
+    for node in [node for node in found if is_custom(node)]:
+        marks = [new_mark(value, names) for value in node.inputs[: len(node.outputs)] if value is not None]
+        assert isinstance(node.graph, ir.Graph)
+        node.graph.insert_before(node, marks)
+        for index, mark in enumerate(marks):
+            node.replace_input_with(index, mark.outputs[0])
+    strip(work, lambda node: is_custom(node) or (is_relative(node) and node.op_type in _BOUNDS))
     declare(work)
     return work, (f"what is no derivative was taken out first: {places}",)
 

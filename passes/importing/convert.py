@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common._c_api_utils import call_onnx_api
 
 from gradcut.dialect import DIALECT, DOMAIN
+from gradcut.dialect.custom import is_custom_function
 from gradcut.errors import ImportModelError, UnsupportedModelError
 from gradcut.ops import Builder, Names
 from gradcut.passes.importing.old_norms import layer_norms_aside, spell_out_batch_norms, train_batch_norms
@@ -31,7 +32,8 @@ OLDEST, TARGET, NEWEST = 6, 21, 26
 
 def is_kept(key: tuple[str, str, str]) -> bool:
     """Whether calls of a function stay calls: those of the dialect, and of operators with a rule of their own."""
-    return (key[0] == DOMAIN and key[1] in DIALECT) or REGISTRY.knows(key[0], key[1])
+    own = key[0] == DOMAIN and (key[1] in DIALECT or is_custom_function(key))
+    return own or REGISTRY.knows(key[0], key[1])
 
 
 def through(model: ir.Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
@@ -106,7 +108,8 @@ def convert_to(model: ir.Model, target: int) -> None:
 def _convert_function(function: ir.Function, target: int) -> ir.Function:
     """A function with a rule of its own is kept, at the model's opset. ONNX's converter takes graphs without types,
     but loses attributes that stand for those of the call."""
-    if function.domain == DOMAIN or function.opset_imports.get("", target) >= target:
+    ours = function.domain == DOMAIN and function.name in DIALECT
+    if ours or function.opset_imports.get("", target) >= target:
         return function
     proto = ir.to_proto(function)
     inputs, outputs = ([onnx.ValueInfoProto(name=name) for name in names] for names in (proto.input, proto.output))
