@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gradcut.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, RMSprop
     from gradcut.passes import Pipeline
     from gradcut.phases import Phase
-    from gradcut.relatives import conditional_stop, gradient_clip, gradient_reversal, gradient_scale, straight_through
     from gradcut.relatives import (
         conditional_stop,
         custom_gradient,
