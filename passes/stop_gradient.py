@@ -53,25 +53,9 @@ class StopGradient(Pass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if self.choose or self.train or self.freeze:
             _choose(model, self.train, self.freeze, self.state)
-        places = match_values(self.at, model.graph)
-        _check_read(places, self.at)
-        insert_marks(model, places, "stop-at")
+        insert_marks(model, match_values(self.at, model.graph), "stop-at")
         declare(model)
         return ir.passes.PassResult(model, modified=True)
-
-
-def _check_read(places: Iterable[Uses], at: Sequence[str]) -> None:
-    """A value named exactly that import has left without a reader (an Optional, say): a mark there would stop nothing.
-
-    Raises:
-        SpecError: there is such a value.
-    """
-    for value in (place.value for place in places if place.whole and place.value.name in at):
-        if value.producer() is not None and not value.uses() and not value.is_graph_output():
-            raise SpecError(
-                f"nothing reads {value.name!r} once the model is taken in, so gradients cannot be stopped there; mark "
-                f"it in the file: gradcut.stop_gradient(model, {value.name!r})"
-            )
 
 
 def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str], state: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ Optionals that an If, a Loop or the caller gives stay.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from gradcut.ops import Builder, Names
@@ -23,6 +25,7 @@ def take_out_of_optionals(model: ir.Model) -> None:
         return
     infer(model)  # which values are no optionals
     names = Names.of(model)
+    read = dict.fromkeys(value.producer() for node in found for value in node.inputs if value is not None)
     for node in found:
         known, element = _element(node.inputs[0] if node.inputs else None)
         if not known or (node.op_type == "OptionalGetElement" and element is None):
@@ -35,6 +38,16 @@ def take_out_of_optionals(model: ir.Model) -> None:
             value = b.op("Identity", element, dtype=element.dtype, shape=element.shape)
             value.type = element.type or value.type
         put_instead(b, value, node, names)
+    _remove_unread(read)
+
+
+def _remove_unread(nodes: Iterable[ir.Node | None]) -> None:
+    """An Optional that nobody reads any more: a mark that is asked for by its name would stop nothing."""
+    for node in nodes:
+        if node is None or (node.domain, node.op_type) != ("", "Optional") or node.graph is None:
+            continue
+        if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            node.graph.remove(node, safe=True)
 
 
 def _element(value: ir.Value | None) -> tuple[bool, ir.Value | None]:
