@@ -138,6 +138,29 @@ def test_no_backward_node_in_the_target_branch_of_byol(options: dict[str, str], 
     close(gradcut.TrainingSession(artifacts).gradients(VIEWS), expected)
 
 
+def test_marks_of_no_grad_survive_gradcuts_own_export_and_the_target_is_an_average(tmp_path: Path) -> None:
+    """Nothing need be said; what moves the target is declared, and equals the closed form: t' = d t + (1 - d) p."""
+    args = tuple(torch.tensor(array) for array in VIEWS.values())
+    file = gradcut.torch.export(seeded(BYOL), args, tmp_path / "byol.onnx", output_names=["loss"])
+    average = gradcut.EMA({"target.*": "online.*"}, decay=0.9)
+    artifacts = gradcut.compile(file, state=average, optimizer="sgd:lr=0.1")
+    assert not in_scope(file, "target") & backward(artifacts.training_model).keys()
+    assert in_scope(file, "online") <= backward(artifacts.training_model).keys()
+    session = gradcut.TrainingSession(artifacts)
+    expected = {n.removeprefix("target."): a for n, a in session.state().items() if n.startswith("target.")}
+    assert expected.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    for _ in range(5):
+        session.step(VIEWS)
+        online = session.parameters()
+        expected = {n: 0.9 * a + 0.1 * online[f"online.{n}"] for n, a in expected.items()}
+    close({n.removeprefix("target."): a for n, a in session.state().items()}, expected, rtol=1e-5)
+
+
+def in_scope(file: Path, module: str) -> set[str]:
+    paths = "pkg.torch.onnx.name_scopes"
+    return {n.name for n in gradcut.load(file).graph if f"'{module}'" in n.metadata_props.get(paths, "")}
+
+
 def test_no_backward_node_in_the_key_branch_of_moco(moco: Path) -> None:
     """Its detach is a mark in the file, so nothing need be said."""
     artifacts = gradcut.compile(moco, "loss")

@@ -28,7 +28,8 @@ USES = {
     ),
     "BYOL, MoCo, DINO targets": (
         "test_self_supervision",
-        "test_no_backward_node_in_the_target_branch_of_byol test_no_backward_node_in_the_key_branch_of_moco",
+        "test_no_backward_node_in_the_target_branch_of_byol test_no_backward_node_in_the_key_branch_of_moco"
+        " test_marks_of_no_grad_survive_gradcuts_own_export_and_the_target_is_an_average",
     ),
     "GAN": ("test_gan", "test_the_other_players_parameters_are_bit_identical_after_a_step"),
     "actor-critic, TD learning": (
