@@ -7,7 +7,7 @@ with its factor, the sum is the loss, and the values of each, before their facto
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,8 +86,7 @@ def _scalar_outputs(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def _attach_terms(model: ir.Model, terms: list[Term]) -> None:
-    scalars = _scalar_outputs(model)
-    parsed = [_parsed(term.text, scalars) for term in terms]
+    parsed = [_parsed(term.text, model) for term in terms]
     bring_to_one_opset(model, [one[2] for one in parsed if isinstance(one, tuple)])
     brought: dict[str, ir.Value] = {}
     attached = [_attached(model, one, brought) for one in parsed]
@@ -100,9 +99,15 @@ def _attach_terms(model: ir.Model, terms: list[Term]) -> None:
         _sum(model, terms, attached)
 
 
-def _parsed(text: str, scalars: Mapping[str, ir.Value]) -> Parsed:
-    if text in scalars and text not in LOSSES:
-        return text
+def _parsed(text: str, model: ir.Model) -> Parsed:
+    output = next((value for value in model.graph.outputs if value.name == text), None)
+    if output is not None and text not in LOSSES:
+        if text in _scalar_outputs(model):
+            return text
+        have = "of unknown type" if output.dtype is None else f"{output.dtype.name}{_dims(output.shape)}"
+        raise LossError(
+            f"the output {text!r} is {have}, and a loss is one float; say which loss of it: mse:output={text}"
+        )
     path, renames = split_path(text)
     return parse_loss(text) if path is None else (path, renames, own(load(path)))
 

@@ -322,9 +322,11 @@ def test_a_scalar_output_by_its_name_is_a_term(loss: object, value: float, gradi
 
 
 def test_what_is_neither_a_loss_nor_a_scalar_output() -> None:
-    for wrong in ("c", "y"):
-        with pytest.raises(LossError, match=f"there is no loss '{wrong}'.*a scalar output of the model by its name"):
-            gradcut.compile(text(TWO_SCALARS), wrong, train=["w"])
+    with pytest.raises(LossError, match=r"there is no loss 'c'.*a scalar output of the model by its name"):
+        gradcut.compile(text(TWO_SCALARS), "a + c", train=["w"])
+    message = r"the output 'y' is FLOAT\[n\], and a loss is one float; say which loss of it: mse:output=y"
+    with pytest.raises(LossError, match=message):
+        gradcut.compile(text(TWO_SCALARS), "y", train=["w"])
 
 
 def test_without_a_loss_the_cotangents_are_inputs() -> None:

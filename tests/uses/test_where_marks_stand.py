@@ -244,3 +244,24 @@ def test_a_second_derivative_respects_it_too(name: str) -> None:
         found = list(outputs(twice, given).values())[1:]
         for mine, theirs in zip(found, second_in_torch(name, place, n), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-6, err_msg=place)
+
+
+# --- compiled --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_compiled_stops_there_too(name: str) -> None:
+    """With the cotangent of y as an input; where torch gives the weight no gradient, nothing is left to train."""
+    source, _, places = MODELS[name]
+    for place in ["", *places]:
+        n = TRIPS[name][-1]
+        _, _, dw = expected(name, place, n)
+        reached = any(expected(name, place, other)[2].any() for other in TRIPS[name])
+        options = {"train": ["w"], "stop_at": [place] if place else []}
+        if not reached:
+            with pytest.raises(gradcut.errors.NothingTrainsError, match="w: stop-at at"):
+                gradcut.compile(parse(source), **options)
+            continue
+        session = gradcut.TrainingSession(gradcut.compile(parse(source), **options))
+        found = session.gradients({**feeds(name, n), "y_grad": COTANGENT})
+        np.testing.assert_allclose(found["w"], dw, rtol=2e-5, atol=1e-6, err_msg=place)
