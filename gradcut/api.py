@@ -16,7 +16,7 @@ from gradcut.passes.base import FROZEN, GRADIENTS, PIPELINE, read_json, write_js
 from gradcut.passes.importer import check_opset, nodes_named
 from gradcut.passes.importing.straight_through import allow
 from gradcut.passes.pipeline import collection_held
-from gradcut.passes.propagate import ask, checked_names
+from gradcut.passes.propagate import ask, checked_names, clear_derived
 from gradcut.passes.stop_gradient import frozen_names, insert_marks
 from gradcut.rules import REGISTRY
 from gradcut.source import Source, load, own, require_one_message, take_in
@@ -84,6 +84,7 @@ def analyze(model: Source, of: Sequence[str], wrt: Sequence[str], stop_at: str |
     work = _imported(model)
     of, wrt = checked_names("of", of, work), checked_names("wrt", wrt, work)
     with collection_held():
+        clear_derived(work)  # of another question
         StopGradient(at=as_patterns(stop_at))(work)
         return ask(work, of, wrt)
 

@@ -8,6 +8,8 @@ from gradcut.dialect.core import DOMAIN, dialect_op
 from gradcut.ops import Builder, Names
 
 MARK = "StopGradient"
+#: See `gradcut.activity.REASONS`.
+_REASONS = frozenset({"stop-at", "dtype", "zero-derivative", "frozen", "not-trained", "data"})
 #: Key of `ir.Value.meta`, which no file holds.
 _STANDS_FOR = "gradcut.stands_for"
 
@@ -29,8 +31,13 @@ def is_derived(node: ir.Node | None) -> bool:
 
 
 def mark_reason(node: ir.Node) -> str:
-    """``mark`` for one in the file, ``stop-at`` for one asked for, the cut's reason for a derived one."""
-    return node.attributes["reason"].as_string() if "reason" in node.attributes else "mark"
+    """``mark`` for one in the file, ``stop-at`` for one asked for, the cut's reason for a derived one.
+
+    Whatever else another tool wrote as a reason is its own: the mark is one in the file.
+    """
+    given = node.attributes.get("reason")
+    reason = given.as_string() if given is not None and given.type == ir.AttributeType.STRING else "mark"
+    return reason if reason in _REASONS else "mark"
 
 
 def stand_for(marked: ir.Value, value: ir.Value) -> None:

@@ -120,6 +120,29 @@ def test_a_mark_belongs_to_the_model_and_a_cut_to_a_question() -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+def test_the_cut_of_one_question_is_no_mark_for_the_next() -> None:
+    """Derived marks, which `propagate` writes into a file, are not the model's."""
+    text = """g (float[2] x) => (float[2] y) <float[2] v = {1, 2}, float[2] w = {1, 2}> {
+        h = Mul (x, v)  y = Mul (h, w) }"""
+    asked = gradcut.Pipeline.parse("import,propagate{of=y wrt=w}").run(ir.from_proto(parse(text)))
+    assert "StopGradient" in [node.op_type for node in asked.graph]
+    assert gradcut.analyze(asked, ["y"], ["x"]) == gradcut.analyze(parse(text), ["y"], ["x"])
+    found = outputs(gradcut.vjp(asked, ["x"], ["y"]), {"x": [1, 1], "y_grad": [1, 1]})
+    assert found["x_grad"].tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("attribute", ['reason = "because"', "reason = 1", "note = 2.5", 'reason = "stop-at"'])
+def test_a_mark_of_another_tool_may_carry_what_it_likes(attribute: str) -> None:
+    """What it carries is nothing to a question, and without a function of its own it is a mark as well."""
+    node = f"s = Mul (x, x)  m = gradcut.StopGradient <{attribute}> (s)  y = Mul (m, x)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21, "gradcut" : 1]> g (float x) => (float y) {{ {node} }}'
+    )
+    assert outputs(gradcut.vjp(model, ["x"], ["y"]), {"x": 3, "y_grad": 1})["x_grad"] == 9
+    (edge,) = gradcut.analyze(model, ["y"], ["x"]).cut
+    assert edge[1:3] == ("Mul_y", 0) and edge.reason in ("mark", "stop-at")
+
+
 # --- 5: fan-out --------------------------------------------------------------------------------------------------
 
 
