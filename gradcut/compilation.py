@@ -14,6 +14,7 @@ from gradcut.blocked import blocked_by
 from gradcut.cost import Cost, estimate
 from gradcut.dialect.relatives import settings_inputs
 from gradcut.errors import NothingTrainsError, SpecError
+from gradcut.exporters import BETTER
 from gradcut.graphs import (
     NEXT,
     SlotNames,
@@ -131,7 +132,7 @@ class Compilation:
         if lost and self.request.strict:
             raise SpecError(
                 f"strict: {join_names(lost, 4)} stand where weights do, but the file does not name them parameters; "
-                "export it with optimize=False, or name in --train what is to train"
+                f"export it with {BETTER}, or name in --train what is to train"
             )
         unreached = self.gradients["unreached"]
         if unreached and (self.request.strict or not self.gradients["wrt"]):

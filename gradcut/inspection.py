@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from gradcut.dialect import is_mark, mark_reason
+from gradcut.exporters import destroyed
 from gradcut.parameters import Decision, decide
 from gradcut.passes import Import
 from gradcut.passes.stop_gradient import frozen_names
-from gradcut.report import destroyed
 from gradcut.rules import REGISTRY
 from gradcut.source import Source, own
 from gradcut.spec import aliases, scopes

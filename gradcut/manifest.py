@@ -13,8 +13,9 @@ import onnx_ir as ir
 from gradcut import ort_graphs
 from gradcut.artifacts import SCHEMA, SHARED, VERSION, TrainingArtifacts
 from gradcut.compilation import Compilation
+from gradcut.exporters import BETTER, folded, nameless
 from gradcut.graphs import StepNames, Trained, own_version, signature
-from gradcut.parameters import KIND
+from gradcut.parameters import KEEPS_MODE, KIND
 from gradcut.passes.base import FROZEN, TRAINABLE, read_json
 from gradcut.passes.propagate import main_values
 from gradcut.shared import merged, twins
@@ -127,14 +128,35 @@ def _warnings(c: Compilation) -> Iterator[str]:
         yield (
             f"{join_names(lost, 3)} {'stands' if len(lost) == 1 else 'stand'} where weights do, but the file does "
             "not name them parameters, as torch's exporter leaves it with optimize=True: they stay as they are, "
-            "unless --train names them exactly; export with optimize=False to keep every parameter"
+            f"unless --train names them exactly; export with {BETTER} to keep every parameter"
         )
+    elif not c.request.train:
+        yield from nameless(c.given.graph)
+    if not c.request.train:
+        yield from folded(c.given.graph)
+    yield from _kept_modes(c)
     yield from _merged(c)
     yield from _twins(c)
     if c.request.dropout == "train" and not any(n.op_type == "Dropout" for n in c.forward.graph.all_nodes()):
         yield "dropout=train, but the file holds no Dropout: the exporter has removed it"
     if c.request.batch_norm == "train" and not c.modes:
         yield "batch_norm=train, but the file holds no BatchNormalization"
+
+
+def _kept_modes(c: Compilation) -> Iterator[str]:
+    """Norms that a module had in inference mode, and whose scale or bias trains all the same."""
+    trained = {*c.gradients["wrt"]}
+    found = [
+        node.name or ""
+        for node in c.forward.graph.all_nodes()
+        if KEEPS_MODE in node.metadata_props and c.modes.get(node.name or "") == "eval"
+        if trained & {value.name for value in node.inputs[1:3] if value is not None}
+    ]
+    if found and c.request.batch_norm == "auto":
+        yield (
+            f"BatchNormalization {join_names(found, 3)} {'stays' if len(found) == 1 else 'stay'} in inference mode, as "
+            "in the torch module; export it in train mode, or say batch_norm=train, for batch statistics"
+        )
 
 
 def _merged(c: Compilation) -> Iterator[str]:
@@ -144,7 +166,7 @@ def _merged(c: Compilation) -> Iterator[str]:
         listed = join_names((f"{name} in {count} modules" for name, count in found.items()), 3)
         yield (
             f"weights of equal content seem merged by the exporter's optimizer, and train as one ({listed}): "
-            "export with torch.onnx.export(..., dynamo=True, optimize=False) to train each of them"
+            f"export with {BETTER} to train each of them"
         )
 
 
@@ -157,7 +179,7 @@ def _twins(c: Compilation) -> Iterator[str]:
         listed = join_names((" and ".join(pair) for pair in found), 3)
         yield (
             f"the file holds a weight twice, as exporters write a tied one ({listed}): trained, the two no longer "
-            "agree; export with torch.onnx.export(..., dynamo=True, optimize=False), or freeze them"
+            f"agree; export with {BETTER}, or freeze them"
         )
 
 

@@ -15,12 +15,10 @@ import onnx_ir as ir
 from gradcut.artifacts import TrainingArtifacts
 from gradcut.build import Asked, with_loss
 from gradcut.cost import NOMINAL, Cost, estimate
-from gradcut.dims import is_float
 from gradcut.errors import GradcutError
 from gradcut.heads import new_parameters
 from gradcut.losses import Objective, as_text
 from gradcut.optimizers import AdamW, UpdateRequest
-from gradcut.parameters import KIND, constant_tensor
 from gradcut.passes import Pass, Simplify
 from gradcut.passes.base import FROZEN, LOSS, read_json
 from gradcut.passes.pipeline import collection_held
@@ -30,8 +28,6 @@ from gradcut.text import counted, human, join_names
 
 #: What is said of artifacts without an objective, by every command.
 NO_LOSS = "these artifacts have no loss; compile with one: gradcut compile ... --loss cross_entropy"
-_FOLDED = "pkg.onnxscript.optimizer.folded_from"
-_ANONYMOUS = re.compile(r"val_\d+")
 
 
 def full_cost(
@@ -71,7 +67,6 @@ class Summary:
     Attributes:
         cost: of a step as compiled, `backward_nodes` counted in the emitted graph.
         full: the same for full training; None where that is refused, and then `refused` says why.
-        destroyed: what the model's exporter took away, a sentence each.
         head: the tensors of heads that were replaced, by name, with their shapes.
     """
 
@@ -79,7 +74,6 @@ class Summary:
     cost: Cost
     full: Cost | None
     refused: str
-    destroyed: tuple[str, ...]
     head: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[str, str]]:
@@ -112,7 +106,6 @@ class Summary:
             are = "gets no gradient and is" if len(names) == 1 else "get no gradient and are"
             yield f"{join_names(condensed(names, every), 4)} {are} left out of training: {why}"
         yield from self.manifest["warnings"]
-        yield from self.destroyed
 
     def _alone(self) -> str:
         """How to train a new head alone, where more than it trains."""
@@ -174,9 +167,7 @@ def summarize(
     refused = ""
     if not everything or any(one["status"] == "frozen" for one in manifest["parameters"]):
         full, refused = _full_or_why_not(model, loss, manifest["target"], batch_norm, dropout)
-    return Summary(
-        manifest, cost, full, refused, tuple(destroyed(artifacts.model.graph)), new_parameters(artifacts.model)
-    )
+    return Summary(manifest, cost, full, refused, new_parameters(artifacts.model))
 
 
 def _full_or_why_not(
@@ -230,35 +221,3 @@ def _inputs(manifest: Mapping[str, Any]) -> Iterator[str]:
 def _has_symbols(manifest: Mapping[str, Any]) -> bool:
     ports = manifest["graphs"]["training_model"]["inputs"]
     return any(not isinstance(dim, int) for port in ports for dim in port["shape"] or ())
-
-
-# --- what exporters destroy ----------------------------------------------------------------------------------
-
-
-def destroyed(graph: ir.Graph) -> Iterator[str]:
-    """What an exporter's optimizer took away: weights without their name, BatchNormalization folded into Conv."""
-    advice = "export with torch.onnx.export(..., dynamo=True, optimize=False) to keep it trainable"
-    floats = {name: v for name, v in graph.initializers.items() if is_float(v) and _is_weight_shaped(v)}
-    anonymous = [f"{name}{_origin(v)}" for name, v in floats.items() if _ANONYMOUS.fullmatch(name)]
-    if anonymous:
-        plural = "weight has lost its name" if len(anonymous) == 1 else "weights have lost their names"
-        yield f"{len(anonymous)} {plural} to the exporter's optimizer ({join_names(anonymous, 3)}); {advice}"
-    known = any(KIND in value.metadata_props for value in graph.initializers.values())
-    fused = [n for n, v in floats.items() if known and n.endswith("_bias") and n[:-5] in floats and not _says(v)]
-    if fused:
-        yield f"{len(fused)} BatchNormalization seem folded into Conv ({join_names(fused, 3)}); {advice}"
-
-
-def _is_weight_shaped(value: ir.Value) -> bool:
-    tensor = constant_tensor(value)
-    return tensor is not None and len(tensor.shape) >= 1 and tensor.size > 1
-
-
-def _says(value: ir.Value) -> bool:
-    return KIND in value.metadata_props
-
-
-def _origin(value: ir.Value) -> str:
-    """The first name that onnxscript's optimizer says it folded, as `` was NAME``."""
-    found = re.search(r"'([^']+)'", value.metadata_props.get(_FOLDED, ""))
-    return f" was {found.group(1)}" if found else ""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import gradcut
 from gradcut.errors import GradcutWarning, SpecError
+from gradcut.exporters import BETTER
 from gradcut.inspection import inspect
 from gradcut.runtime.check import check_gradients, require
 from models import vision
@@ -104,6 +105,7 @@ class Case:
     expected: dict[str, np.ndarray]
     kept: int
     lost: int
+    norms: bool
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda build: build.__name__)
@@ -116,7 +118,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     F.cross_entropy(module(x), labels).backward()
     expected = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
     (name,) = [value.name for value in gradcut.load(path).graph.inputs]
-    return Case(path, {name: x.numpy(), "labels": labels.numpy()}, expected, *MODELS[request.param])
+    has_norms = any(isinstance(one, nn.BatchNorm2d) for one in module.modules())
+    return Case(path, {name: x.numpy(), "labels": labels.numpy()}, expected, *MODELS[request.param], has_norms)
 
 
 def shaken(module: nn.Module) -> None:
@@ -141,12 +144,13 @@ def test_what_kept_its_name_has_the_gradient_of_torch(case: Case) -> None:
     assert len(found) == case.kept and found.keys() <= case.expected.keys()
     for name, gradient in found.items():
         close(gradient, case.expected[name], name)
-    (message,) = [str(one.message) for one in caught if issubclass(one.category, GradcutWarning)]
+    message, *others = [str(one.message) for one in caught if issubclass(one.category, GradcutWarning)]
+    assert len(others) == case.norms and all(" seem folded into Conv (" in one and BETTER in one for one in others)
     first = ", ".join(lost(case.path)[:3])
     assert message == (
         f"{first} and {case.lost - 3} more stand where weights do, but the file does not name them parameters, as "
         "torch's exporter leaves it with optimize=True: they stay as they are, unless --train names them exactly; "
-        "export with optimize=False to keep every parameter"
+        'export with gradcut.torch.export(model, args, "model.onnx") to keep every parameter'
     )
     with pytest.raises(SpecError, match=r"^strict: .* stand where weights do"):
         gradcut.compile(case.path, "cross_entropy", strict=True)

@@ -161,7 +161,7 @@ def test_gpt2_that_the_exporter_optimised(folder: Path) -> None:
     assert first.startswith(f"{copy} stands where weights do, but the file does not name them parameters")
     assert second == (
         f"the file holds a weight twice, as exporters write a tied one (lm_head.weight and {copy}): trained, the two "
-        "no longer agree; export with torch.onnx.export(..., dynamo=True, optimize=False), or freeze them"
+        'no longer agree; export with gradcut.torch.export(model, args, "model.onnx"), or freeze them'
     )
     both = gradients(path, train=["lm_head.weight", copy])
     assert both[copy].shape == both["lm_head.weight"].shape[::-1]
@@ -319,7 +319,7 @@ def test_equal_weights_of_two_names_are_two_parameters(transposed: bool) -> None
         model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(tensor), name))
     expected = (
         "the file holds a weight twice, as exporters write a tied one (a and b): trained, the two no longer agree; "
-        "export with torch.onnx.export(..., dynamo=True, optimize=False), or freeze them"
+        'export with gradcut.torch.export(model, args, "model.onnx"), or freeze them'
     )
     with pytest.warns(GradcutWarning) as caught:
         artifacts = gradcut.compile(model, "mse")

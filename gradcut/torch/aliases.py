@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch.fx import GraphModule, Node
@@ -11,6 +13,9 @@ from torch.fx import GraphModule, Node
 from gradcut.errors import TorchExportError
 from gradcut.torch.operators import STOP_GRADIENT
 
+_HERE = Path(__file__).parent
+#: A line of a traceback and the code below it.
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)')
 _Schema = torch._C.FunctionSchema
 
 
@@ -51,8 +56,8 @@ def check_in_place(module: GraphModule) -> None:
 def where(node: Node) -> str:
     """An operator as a person finds it: its name and the line of code that it came from."""
     name = str(node.target).removesuffix(".default").removesuffix(".Tensor")
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    return f"{name} ({lines[-1]})" if lines else name
+    frames = [found for found in _FRAME.findall(node.meta.get("stack_trace") or "") if Path(found[0]).parent != _HERE]
+    return f"{name} ({Path(frames[-1][0]).name}:{frames[-1][1]}: {frames[-1][2]})" if frames else name
 
 
 def _schema(node: Node) -> _Schema | None:

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo.exc import UserError
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.export import ExportedProgram
+from torch.utils.checkpoint import CheckpointFunction
 
 from gradcut.errors import TorchExportError
 from gradcut.torch.arguments import Request
@@ -21,8 +24,6 @@ from gradcut.torch.arguments import Request
 #: How torch suggests bounds for a size: ``batch = Dim('batch', max=25)``.
 _SUGGESTED = re.compile(r"(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)")
 _BOUND = re.compile(r"(min|max)=(\d+)")
-#: Whose backward is that of what they run.
-_PLAIN_FUNCTIONS = frozenset({"CheckpointFunction", "NoopSaveInputs"})
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def capture(request: Request) -> Captured:
         TorchExportError: with torch's reason, in one line.
     """
     lost: list[str] = []
-    with quiet(), torch.enable_grad(), _watched(lost), _no_fast_path():
+    with quiet(), torch.enable_grad(), _watched(lost), _seen(), _no_fast_path():
         try:
             found = _traced(request)
         except Exception as error:
@@ -104,7 +105,9 @@ def _watched(lost: list[str]) -> Iterator[None]:
     apply, register = function.__dict__["apply"], tensor.register_hook
 
     def noted(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and cls.__name__ not in _PLAIN_FUNCTIONS:
+        if cls is CheckpointFunction:
+            lost.append("torch.utils.checkpoint with use_reentrant=True cannot be traced; give it use_reentrant=False")
+        elif torch.is_grad_enabled() and not cls.__module__.startswith("torch."):  # torch's own are what they run
             lost.append(
                 f"the module calls {cls.__qualname__}, a torch.autograd.Function, whose backward no file can hold; "
                 "write a straight-through estimator as x + (f(x) - x).detach(), or leave the function out and call "
@@ -124,6 +127,32 @@ def _watched(lost: list[str]) -> Iterator[None]:
         yield
     finally:
         function.apply, tensor.register_hook = apply, register
+
+
+@contextlib.contextmanager
+def _seen() -> Iterator[None]:
+    """Have two ways to stop gradients be the ones that a trace holds: `inference_mode` and ``x.data``."""
+    mode: Any = torch.inference_mode
+    tensor: Any = torch.Tensor
+    entering, leaving = mode.__enter__, mode.__exit__
+    data: Any = torch._C.TensorBase.data
+    guards: dict[int, list[Any]] = {}
+
+    def enter(self: Any) -> None:
+        guards.setdefault(id(self), []).append(torch.set_grad_enabled(not self.mode))
+
+    def leave(self: Any, *error: Any) -> None:
+        guards[id(self)].pop().__exit__(*error)
+
+    def detached(self: torch.Tensor) -> Any:
+        return self.detach() if isinstance(self, (FakeTensor, FunctionalTensor)) else data.__get__(self)
+
+    mode.__enter__, mode.__exit__, tensor.data = enter, leave, property(detached, data.__set__)
+    try:
+        yield
+    finally:
+        mode.__enter__, mode.__exit__ = entering, leaving
+        del tensor.data
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from gradcut.parameters import FROZEN
 from gradcut.text import join_names
 from gradcut.torch.arguments import Request
 from gradcut.torch.capture import Captured, capture, first_line, hooked, quiet
-from gradcut.torch.modes import check_norms, keep_batch_norms, set_modes
+from gradcut.torch.modes import check_norms, keep_batch_norms, moving_instance_norms, set_modes
 from gradcut.torch.naming import name_dimensions, name_ports, name_tensors
 from gradcut.torch.operators import translations
 from gradcut.torch.regions import mark_regions, take_in_regions
@@ -108,6 +108,12 @@ def _lost(request: Request, captured: Captured, program: ExportedProgram) -> lis
         messages.append(
             f"forward changes the buffer {join_names(moved, 3)}: each run computes with the new value, and the file "
             "keeps the old one (only the statistics of BatchNormalization move)"
+        )
+    norms = moving_instance_norms(request.module)
+    if norms:
+        messages.append(
+            f"{join_names(norms, 3)}: an InstanceNorm in training mode moves its running statistics, and the file "
+            "keeps the old ones"
         )
     found = hooked(request.module)
     if found:

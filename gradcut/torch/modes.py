@@ -36,6 +36,13 @@ def check_norms(module: nn.Module) -> None:
             )
 
 
+def moving_instance_norms(module: nn.Module) -> list[str]:
+    """Those whose running statistics a forward in torch would move; ONNX has none."""
+    kinds = nn.modules.instancenorm._InstanceNorm
+    norms = ((name, one) for name, one in module.named_modules() if isinstance(one, kinds))
+    return [name or "the module" for name, one in norms if one.training and one.track_running_stats]
+
+
 def keep_batch_norms(program: ExportedProgram) -> None:
     """Put those that train behind an operator of ours, without the counter, which nothing here reads."""
     counters = {

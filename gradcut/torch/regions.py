@@ -123,7 +123,8 @@ def _mark(module: GraphModule, kinds: dict[str, InputKind]) -> None:
         if targets:
             _mark_entering(module, region, nodes, varied - targets.keys())
     for node in [node for node in varied if _region(node) is not None and is_float(node)]:
-        _mark_uses(module, node, [user for user in node.users if _region(user) is None])
+        outside = [user for user in node.users if _region(user) is None and user.target is not STOP_GRADIENT]
+        _mark_uses(module, node, outside)
 
 
 def _detached(module: GraphModule, node: Node, kinds: dict[str, InputKind]) -> None:
