@@ -96,4 +96,4 @@ def _require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise MissingExtraError(f"gradcut.torch without {package}", "torch") from error
+            raise MissingExtraError(f"gradcut.torch, without {package},", "torch") from error

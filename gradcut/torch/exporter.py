@@ -20,7 +20,7 @@ from gradcut.parameters import FROZEN
 from gradcut.text import join_names
 from gradcut.torch.arguments import Request
 from gradcut.torch.capture import Captured, capture, first_line, hooked, quiet
-from gradcut.torch.modes import check_norms, keep_batch_norms, moving_instance_norms, set_modes
+from gradcut.torch.modes import check_norms, keep_modes, moving_instance_norms, set_modes
 from gradcut.torch.naming import name_dimensions, name_ports, name_tensors
 from gradcut.torch.operators import translations
 from gradcut.torch.regions import mark_regions, take_in_regions
@@ -35,7 +35,7 @@ def write(request: Request) -> Path:
     captured = capture(request)
     program = captured.program
     take_in_regions(program)
-    keep_batch_norms(program)
+    keep_modes(program)
     mark_regions(program)
     translated = _translated(request, program)
     _check_parameters(translated.exported_program)

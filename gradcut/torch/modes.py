@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from gradcut.errors import TorchExportError
 from gradcut.parameters import KEEPS_MODE, constant_tensor
 from gradcut.torch.aliases import root
-from gradcut.torch.operators import BATCH_NORM
+from gradcut.torch.operators import BATCH_NORM, DROPOUT
 from gradcut.torch.regions import graphs
 
 #: ONNX Runtime shares initializers of up to so many numbers.
@@ -43,8 +43,12 @@ def moving_instance_norms(module: nn.Module) -> list[str]:
     return [name or "the module" for name, one in norms if one.training and one.track_running_stats]
 
 
-def keep_batch_norms(program: ExportedProgram) -> None:
-    """Put those that train behind an operator of ours, without the counter, which nothing here reads."""
+def keep_modes(program: ExportedProgram) -> None:
+    """Put behind operators of ours what torch's exporter writes in one mode alone.
+
+    1. A BatchNormalization that trains, without its counter, which nothing here reads.
+    2. A Dropout that does not train.
+    """
     counters = {
         spec.arg.name
         for spec in program.graph_signature.input_specs
@@ -62,6 +66,10 @@ def _keep(module: GraphModule, node: Node, counters: Collection[str]) -> None:
         if training and mean is not None:  # without statistics of its own it is written out
             node.target = BATCH_NORM
             node.args = (x, weight, bias, mean, var, momentum, eps)
+    elif node.target is torch.ops.aten.dropout.default:
+        x, p, training = node.args
+        if not training and p:
+            node.target, node.args = DROPOUT, (x, p)
     elif node.target is torch.ops.aten.add_.Tensor and not node.users and root(node).name in counters:
         module.graph.erase_node(node)
 

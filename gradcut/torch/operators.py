@@ -16,6 +16,7 @@ from gradcut.dialect import DOMAIN, MARK
 _OP: Any = onnxscript.opset18
 _LIBRARY: Any = torch.library.Library(DOMAIN, "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
+_LIBRARY.define("dropout(Tensor x, float p) -> Tensor")
 _LIBRARY.define(
     "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float momentum, float eps) -> Tensor"
 )
@@ -29,11 +30,12 @@ def _like(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-for _name in ("stop_gradient", "batch_norm"):
+for _name in ("stop_gradient", "dropout", "batch_norm"):
     _LIBRARY.impl(_name, _copy, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{DOMAIN}::{_name}", _like, lib=_LIBRARY)
 
 STOP_GRADIENT = torch.ops.gradcut.stop_gradient.default
+DROPOUT = torch.ops.gradcut.dropout.default
 BATCH_NORM = torch.ops.gradcut.batch_norm.default
 
 
@@ -42,6 +44,11 @@ def _stop_gradient(x: ir.Value) -> ir.Value:
     recorder: Any = onnxscript.evaluator.default()
     recorder.nodes.append(node)
     return node.outputs[0]
+
+
+def _dropout(x: ir.Value, p: float) -> Any:
+    """In inference mode, which torch's exporter leaves out: who trains the file may want it on."""
+    return _OP.Dropout(x, p, False)[0]
 
 
 def _batch_norm(
@@ -67,4 +74,4 @@ def _filled(number: float, like: ir.Value) -> Any:
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For torch's exporter: plain functions, as it cannot inline a scripted one that holds a node of ours."""
-    return {STOP_GRADIENT: _stop_gradient, BATCH_NORM: _batch_norm}
+    return {STOP_GRADIENT: _stop_gradient, DROPOUT: _dropout, BATCH_NORM: _batch_norm}

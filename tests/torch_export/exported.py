@@ -35,9 +35,13 @@ def folder() -> Path:
     return made
 
 
-@functools.cache
 def exported(name: str, opset: int = 21) -> Path:
     """The file of the subject `name`; do not write to it."""
+    return _exported(name, opset)
+
+
+@functools.cache
+def _exported(name: str, opset: int) -> Path:
     subject = SUBJECTS[name]
     example = tuple(subject.inputs(EXAMPLE, 0).values())
     return gradcut.torch.export(
@@ -45,9 +49,16 @@ def exported(name: str, opset: int = 21) -> Path:
     )
 
 
-@functools.cache
 def compiled(name: str, opset: int = 21) -> gradcut.TrainingArtifacts:
-    return gradcut.compile(exported(name, opset), objective(name), optimizer=gradcut.SGD(lr=0.1, momentum=0.9))
+    """With SGD's momentum; what is trained starts from the file each time."""
+    return _compiled(name, opset)
+
+
+@functools.cache
+def _compiled(name: str, opset: int) -> gradcut.TrainingArtifacts:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradcutWarning)
+        return gradcut.compile(exported(name, opset), objective(name), optimizer=gradcut.SGD(lr=0.1, momentum=0.9))
 
 
 def objective(name: str) -> str | None:
