@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -250,7 +251,7 @@ class Compilation:
             return []
         return [name for name, decision in self.decisions.items() if decision.overlooked]
 
-    @property
+    @cached_property
     def blocked(self) -> dict[str, str]:
         """For each trainable that the loss does not reach: what cut it off."""
         of = [self.loss["loss"]] if self.loss else list(self.gradients["seeds"])
