@@ -18,9 +18,10 @@ from gradcut.passes.importing.straight_through import allow
 from gradcut.passes.pipeline import collection_held
 from gradcut.passes.propagate import ask, checked_names, clear_derived
 from gradcut.passes.stop_gradient import frozen_names, insert_marks
+from gradcut.places import match_values
 from gradcut.rules import REGISTRY
 from gradcut.source import Source, load, own, require_one_message, take_in
-from gradcut.spec import as_patterns, match_parameters, match_values
+from gradcut.spec import as_patterns, match_parameters
 
 VJP = "gradcut.vjp"
 IR_VERSION = 10

@@ -37,8 +37,9 @@ from gradcut.passes.settings import Setting, named_mask, named_setting
 from gradcut.passes.stop_gradient import insert
 from gradcut.passes.straight import straight_sources
 from gradcut.passes.typed import typed_values
+from gradcut.places import Uses, match_values
 from gradcut.source import Source, load, own
-from gradcut.spec import Uses, as_patterns, match_values
+from gradcut.spec import as_patterns
 
 Patterns = str | Sequence[str]
 

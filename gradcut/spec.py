@@ -1,4 +1,4 @@
-"""Patterns -> parameters, values, uses, module scopes.
+"""Patterns -> parameters and module scopes; `gradcut.places` has values and uses.
 
 An exact name comes first; otherwise only ``*`` and ``?`` are special, and ``*`` crosses separators. A pattern that
 matches nothing is an error with the nearest names.
@@ -11,17 +11,15 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from gradcut.dialect import is_transparent
 from gradcut.errors import PatternError, SpecError
-from gradcut.text import join_names, nearest
+from gradcut.text import nearest
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PSEUDO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
-ARROW = "->"
 
 
 @functools.cache
@@ -176,136 +174,3 @@ def _read_in(nodes: Iterable[ir.Node]) -> Iterator[str]:
             value = producer.inputs[value.index() or 0]
         if value is not None and value.name:
             yield value.name
-
-
-# --- values and uses -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Uses:
-    """Where a mark is to stand: on `value` for the uses given, or, where `whole`, on all of them."""
-
-    value: ir.Value
-    uses: tuple[tuple[ir.Node, int], ...]
-    whole: bool
-
-
-def values_of(graph: ir.Graph) -> dict[str, list[ir.Value]]:
-    """Values by name: inputs, initializers, and outputs of nodes; graphs inside it may use one name several times."""
-    found: dict[str, list[ir.Value]] = defaultdict(list)
-    for inner in (graph, *graph.subgraphs()):
-        produced = [value for node in inner for value in node.outputs]
-        for value in dict.fromkeys([*inner.inputs, *inner.initializers.values(), *produced]):
-            if value.name:
-                found[value.name].append(value)
-    return dict(found)
-
-
-def match_values(patterns: Sequence[str], graph: ir.Graph) -> list[Uses]:
-    """Where `stop_at` patterns put marks: values, scopes (every value that leaves one), or single uses.
-
-    A use is ``value->node``; on the left a scope stands for what leaves it, on the right for its nodes, of which those
-    uses count whose value comes from outside it (an initializer by its exact name only): ``trunk->head_b``.
-    """
-    values = values_of(graph) if patterns else {}
-    known = scopes(graph) if patterns else {}
-    found: dict[tuple[ir.Value, tuple[tuple[ir.Node, int], ...]], Uses] = {}
-    for pattern in patterns:
-        for place in _places_of(pattern, graph, values, known):
-            found.setdefault((place.value, place.uses), place)
-    return list(found.values())
-
-
-def _places_of(
-    pattern: str, graph: ir.Graph, values: dict[str, list[ir.Value]], known: dict[str, list[ir.Node]]
-) -> list[Uses]:
-    if pattern not in values and pattern not in known and ARROW in pattern:
-        return _single_uses(pattern, graph, values, known)
-    found = [Uses(value, (), True) for value in _sources(pattern, values, known)]
-    if not found:
-        raise PatternError(pattern, "value and no module scope", nearest(pattern, [*values, *known]))
-    return found
-
-
-def _sources(
-    pattern: str, values: dict[str, list[ir.Value]], known: dict[str, list[ir.Node]], named: bool = False
-) -> list[ir.Value]:
-    """The values that a pattern stands for: by name, and those that leave a scope.
-
-    Args:
-        named: take an initializer only where the pattern is its exact name.
-    """
-    found = [value for name in match(pattern, values) for value in values[name]]
-    if named and pattern not in values:
-        found = [value for value in found if not value.is_initializer()]
-    scoped = match(pattern, known) if pattern not in values else ()
-    return [*found, *(value for scope in scoped for value in _leaving(known[scope]))]
-
-
-def _single_uses(
-    pattern: str, graph: ir.Graph, values: dict[str, list[ir.Value]], known: dict[str, list[ir.Node]]
-) -> list[Uses]:
-    consumers: dict[str, list[ir.Node]] = defaultdict(list)
-    for node in graph.all_nodes():
-        if node.name:
-            consumers[node.name].append(node)
-    left, right = _split_use(pattern, {*values, *known}, {*consumers, *known})
-    by_name = {node for name in match(right, consumers) for node in consumers[name]}
-    scoped = [set(known[scope]) for scope in match(right, known)] if right not in consumers else []
-    if not by_name and not scoped:
-        makers = (value.producer() for value in values.get(right, ()))  # a value where its node is meant
-        named = [maker.name for maker in makers if maker is not None and maker.name]
-        raise PatternError(right, "node and no module scope", named or nearest(right, [*consumers, *known]))
-    uses: dict[ir.Value, set[tuple[ir.Node, int]]] = {}
-    for value in _sources(left, values, known):
-        uses.setdefault(value, set()).update(use for use in value.uses() if use[0] in by_name)
-    for inside in scoped:
-        for value in _sources(left, values, known, named=True):
-            uses.setdefault(value, set()).update(_entering(value, inside))
-    if not uses and not _sources(left, values, known):
-        raise PatternError(left, "value and no module scope", nearest(left, [*values, *known]))
-    places = [
-        Uses(value, tuple(use for use in value.uses() if use in one), False) for value, one in uses.items() if one
-    ]
-    if not places:
-        raise SpecError(_no_such_use(pattern, left, right, scoped))
-    return places
-
-
-def _entering(value: ir.Value, inside: set[ir.Node]) -> list[tuple[ir.Node, int]]:
-    """The uses of a value by the nodes of a scope, where it comes from outside it."""
-    return [] if value.producer() in inside else [use for use in value.uses() if use[0] in inside]
-
-
-def _no_such_use(pattern: str, left: str, right: str, scoped: Sequence[set[ir.Node]]) -> str:
-    if not scoped:
-        return f"{pattern!r}: {left} is no operand of {right}"
-    read = dict.fromkeys(
-        value.name
-        for inside in scoped
-        for node in inside
-        for value in node.inputs
-        if value is not None and value.name and value.producer() not in inside and not value.is_initializer()
-    )
-    return f"{pattern!r}: nothing goes from {left} into {right}; what goes into {right}: {join_names(sorted(read))}"
-
-
-def _split_use(pattern: str, values: Collection[str], nodes: Collection[str]) -> tuple[str, str]:
-    """The two sides of the arrow; where names hold arrows themselves, the split at which both sides are known."""
-    splits = [
-        (pattern[:at].strip(), pattern[at + len(ARROW) :].strip())
-        for at in range(len(pattern))
-        if pattern.startswith(ARROW, at)
-    ]
-    both = (split for split in splits if match(split[0], values) and match(split[1], nodes))
-    return next(both, splits[0])
-
-
-def _leaving(nodes: Sequence[ir.Node]) -> list[ir.Value]:
-    inside = set(nodes)
-    return [
-        value
-        for node in nodes
-        for value in node.outputs
-        if value.is_graph_output() or any(user not in inside for user, _ in value.uses())
-    ]

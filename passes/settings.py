@@ -10,7 +10,7 @@ import onnx_ir as ir
 from gradcut.dims import FLOATS
 from gradcut.errors import SpecError
 from gradcut.passes.propagate import main_values
-from gradcut.spec import Uses, values_of
+from gradcut.places import Uses, values_of
 from gradcut.subgraphs import captured, every_node, inner_graphs
 
 

@@ -20,8 +20,9 @@ from gradcut.parameters import Decision, decide
 from gradcut.passes.base import DECISIONS, DECLARED, FROZEN, HELD, TRAINABLE, Pass, read_json, register, write_json
 from gradcut.passes.importer import lift_constant
 from gradcut.passes.importing.kinds import check_weights
+from gradcut.places import Uses, match_values
 from gradcut.rules import REGISTRY
-from gradcut.spec import Uses, match_parameters, match_values
+from gradcut.spec import match_parameters
 from gradcut.text import join_names
 
 #: The first IR version whose models hold functions, which is what a mark is.

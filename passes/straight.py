@@ -11,7 +11,7 @@ from gradcut.errors import SpecError
 from gradcut.parameters import constant_tensor
 from gradcut.passes.settings import nodes_behind
 from gradcut.passes.typed import typed_values
-from gradcut.spec import Uses, values_of
+from gradcut.places import Uses, values_of
 from gradcut.subgraphs import captured, inner_graphs
 from gradcut.text import join_names, nearest
 

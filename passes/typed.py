@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from gradcut.errors import GradcutError
 from gradcut.passes.importer import Import
-from gradcut.spec import values_of
+from gradcut.places import values_of
 
 
 def typed_values(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:

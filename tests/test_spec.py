@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 import gradcut
-from gradcut.spec import as_patterns, match, match_parameters, match_values, node_scope, scopes
+from gradcut.places import match_values
+from gradcut.spec import as_patterns, match, match_parameters, node_scope, scopes
 from tests.written import parse
 
 NAMES = ["w", "a.b", "a.b.c", "a/b", "a[0]", "a[1]", "*", "a*", "a?b", "line\nbreak", "A.b"]

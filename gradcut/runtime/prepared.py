@@ -13,10 +13,10 @@ from gradcut.ops import Names
 from gradcut.parameters import constant_tensor
 from gradcut.passes.propagate import main_values
 from gradcut.passes.stop_gradient import insert_marks
+from gradcut.places import Uses
 from gradcut.rules import REGISTRY
 from gradcut.runtime.replay import hold_draws
 from gradcut.runtime.widen import Array, widen
-from gradcut.spec import Uses
 
 
 class Prepared:

@@ -92,7 +92,7 @@ def test_an_unreached_trainable_is_left_out(kind: str, optimizer: Any) -> None:
 
 
 def test_strict_refuses_an_unreached_trainable() -> None:
-    with pytest.raises(NothingTrainsError, match=r"strict: some trainables do not reach the loss \(scale, bias: stop-at"):
+    with pytest.raises(NothingTrainsError, match=r"strict: some trainables do not reach the loss \(scale, bias: stop"):
         compiled(stop_at=["active"], strict=True)
 
 
