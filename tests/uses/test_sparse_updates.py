@@ -77,3 +77,26 @@ def test_only_what_trains_has_state_and_moves(file: Path) -> None:
     assert moved == biases
     stateful = {name for name in session.artifacts.tensors if name not in session.parameters()}
     assert len(stateful) == 2 * len(biases)  # AdamW's two moments
+
+
+KEPT = np.array([1, 0, 0, 1, 0, 0], bool)
+
+
+def test_per_channel_only_the_channels_that_are_kept_are_computed_and_move(file: Path) -> None:
+    """Two of the six output channels of `second`: the product that makes its weight's gradient has two rows."""
+    masked = gradcut.gradient_mask(gradcut.load(file), ["second.weight", "second.bias"], KEPT, axis=0)
+    session = gradcut.TrainingSession(gradcut.compile(masked, "mse", train="second", optimizer="sgd:lr=0.1"))
+    module = seeded(Network)
+    loss = mse_loss(module(torch.tensor(BATCH["x"])), torch.tensor(BATCH["labels"]))
+    whole = {name: g for name, g in torch_gradients(module, loss).items() if name.startswith("second")}
+    close(session.gradients(BATCH), {name: (g.T * KEPT).T for name, g in whole.items()})
+    products = [n for n in session.artifacts.training_model.graph if n.op_type in ("Gemm", "MatMul")]
+    shapes = [
+        list(n.outputs[0].shape) for n in products if "node_linear_1:B" in n.metadata_props.get("gradcut.adjoint", "")
+    ]
+    assert shapes == [[2, 7]]
+    before = session.parameters()
+    session.step(BATCH)
+    for name in ("second.weight", "second.bias"):
+        changed = session.parameters()[name] != before[name]
+        assert changed.reshape(6, -1).any(1).tolist() == KEPT.tolist()

@@ -82,3 +82,13 @@ def test_quantisation_aware_training_learns(file: Path) -> None:
     session = gradcut.TrainingSession(gradcut.compile(file, "mse", optimizer="adam:lr=1e-2"))
     losses = [session.step(BATCH).loss for _ in range(200)]
     assert losses[-1] < 0.25 * losses[0]
+
+
+def test_by_name_it_is_the_same_as_written_with_a_mark() -> None:
+    plain = (
+        "g (float[n] x) => (float[n] y) <float four = {4}> { big = Mul (x, four)  r = Round (big)  y = Div (r, four) }"
+    )
+    derived = gradcut.vjp(gradcut.straight_through(parse(plain), "y", input="x"), wrt=["x"], of=["y"])
+    found = outputs(derived, {"x": X, "y_grad": [1, -2, 3, 4, 5]})
+    assert found["y"].tolist() == (np.round(X * 4) / 4).tolist()
+    assert found["x_grad"].tolist() == [1, -2, 3, 4, 5]

@@ -18,9 +18,10 @@ USES = {
         "test_fine_tuning_by_depth",
         "test_parameters_move_only_in_the_phases_that_name_them",
     ),
-    "bias-only, norm-only and per-tensor sparse updates": (
+    "bias-only, norm-only, per-tensor and per-channel sparse updates": (
         "test_sparse_updates",
-        "test_the_half_that_is_not_needed_is_absent",
+        "test_the_half_that_is_not_needed_is_absent"
+        " test_per_channel_only_the_channels_that_are_kept_are_computed_and_move",
     ),
     "SimSiam": (
         "test_self_supervision",
