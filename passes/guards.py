@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from gradcut.dialect import is_mark
 from gradcut.dialect.relatives import condition_of
-from gradcut.errors import NoGradientError
+from gradcut.errors import SpecError
 from gradcut.ops import Builder
 from gradcut.subgraphs import captured, every_node, inner_graphs
 
@@ -140,8 +140,9 @@ def _producers(node: ir.Node, known: Collection[ir.Node]) -> list[ir.Node]:
 def _either(node: ir.Node, *guards: Guard) -> Guard:
     found = _absorbed(way for guard in guards for way in guard)
     if len(found) > _MOST:
-        raise NoGradientError(
-            node.name or "", node.op_type, 0, f"more than {_MOST} combinations of conditional stops lead to it"
+        raise SpecError(
+            f"more than {_MOST} combinations of conditional stops decide whether node {node.name!r} ({node.op_type}) "
+            "has a gradient; use fewer conditions, the same for stops that open together"
         )
     return found
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from gradcut.dialect import declare, is_relative, new_mark
+from gradcut.dialect.core import calls
 from gradcut.dialect.custom import is_custom
 from gradcut.dialect.relatives import CLIP_NORM, CLIP_VALUE, CONDITIONAL, MASK, REVERSAL, SCALE, STRAIGHT_THROUGH
 from gradcut.dims import is_float
@@ -28,6 +29,8 @@ Values = Sequence[ir.Value]
 def plain(model: Source, quantized: str = "refuse") -> tuple[Source, tuple[str, ...]]:
     """The model without what no difference shows, and what to say of it; a model without it is handed back as it is."""
     work = own(model)
+    if not any(map(is_relative, calls(work))):
+        return model, ()
     allow(work, quantized)
     Import()(work)
     found = [node for node in work.graph.all_nodes() if is_relative(node) and node.op_type not in _WRITTEN]

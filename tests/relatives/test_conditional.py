@@ -207,6 +207,59 @@ def test_in_both_branches_of_an_if_what_they_capture_is_behind_too() -> None:
         np.testing.assert_allclose(dx, slope / (2 * h), rtol=1e-5)
 
 
+def test_in_the_body_of_a_scan() -> None:
+    text = """g (float[2] h, float[n, 2] x) => (float[2] y, float[n, 2] s) {
+        y, s = Scan <num_scan_inputs = 1, body = body (float[2] a, float[2] b) => (float[2] c, float[2] d) {
+            t = Mul (a, b)  c = Sin (t)  d = Sqrt (c) }> (h, x) }"""
+    model = gradcut.gradient_scale(gradcut.conditional_stop(parse(text), "t", "closed"), "c", 0.5)
+    proto = gradcut.vjp(model, ["h", "x"], ["y"])
+    h, x = np.array([0.5, 0.9], "f4"), np.array([[0.7, 1.1], [0.4, 0.8], [1.2, 0.3]], "f4")
+    for closed in (False, True):
+        a, b = (torch.tensor(value.astype("f8"), requires_grad=True) for value in (h, x))
+        state = a
+        for row in b:
+            t = state * row
+            c = torch.sin(t.detach() if closed else t)
+            state = c * 0.5 + (c * 0.5).detach()
+        if state.requires_grad:
+            state.sum().backward()
+        given = {"h": h, "x": x, "y_grad": np.ones(2, "f4"), "closed": np.array(closed)}
+        for actual, value in zip(session(proto).run(None, given)[1:], (a, b), strict=True):
+            np.testing.assert_allclose(actual, 0 if value.grad is None else value.grad, rtol=1e-5, atol=1e-7)
+
+
+BEHIND = {
+    "loop": """g (float[2, 3] x, float[2, 3] w) => (float[2, 3] y) <int64 n = {3}, bool yes = {1}> {
+        s = Mul (x, w)  l, all = Loop (n, yes, s) <body = body (int64 i, bool go, float[2, 3] a) =>
+            (bool still, float[2, 3] b, float[2, 3] o) { still = Identity (go)  t = Mul (a, x)  b = Sin (t)
+            o = Mul (b, b) }>
+        m = ReduceSum <keepdims = 0> (all)  h = Mul (l, m)  y = Mul (h, w) }""",
+    "if": """g (float[2, 3] x, float[2, 3] w) => (float[2, 3] y) {
+        s = Mul (x, w)  m = ReduceMax <keepdims = 0> (s)  z = Constant <value = float {0}> ()  c = Greater (m, z)
+        h = If (c) <then_branch = a () => (float[2, 3] t) { t = Mul (s, x) }, else_branch = b () => (float[2, 3] e) {
+            e = Exp (s) }>
+        y = Mul (h, w) }""",
+    "layers": """g (float[2, 3] x, float[2, 3] w) => (float[2, 3] y) <int64[4] r = {1, 2, 3, 1}, int64[2] q = {2, 3},
+        float[2] s = {1, 2}, float[2] b = {0, 1}, float[2] m = {0, 0}, float[2] v = {1, 1}> {
+        p = Mul (x, w)  f = Reshape (p, r)  k = MaxPool <kernel_shape = [2, 1], pads = [1, 0, 0, 0]> (f)
+        n = BatchNormalization (k, s, b, m, v)  t = Softmax <axis = 2> (n)  o = Split <num_outputs = 1, axis = 1> (t)
+        h = Reshape (o, q)  y = Mul (h, w) }""",
+}
+
+
+@pytest.mark.parametrize("text", BEHIND.values(), ids=BEHIND)
+def test_every_kind_of_node_may_lie_behind(text: str) -> None:
+    rng = np.random.default_rng(0)
+    given = {name: rng.standard_normal((2, 3)).astype("f4") for name in ("x", "w", "y_grad")}
+    proto = vjp(gradcut.conditional_stop(parse(text), "h", "closed"))
+    assert operators(proto).count("If") >= 1
+    for closed in (False, True):
+        plain = gradcut.vjp(gradcut.stop_gradient(parse(text), ["h"] if closed else []), WRT, ["y"])
+        actual = session(proto).run(None, {**given, "closed": np.array(closed)})
+        for one, other in zip(actual, session(plain).run(None, given), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 # --- life ------------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +338,21 @@ def test_random_networks_with_random_stops(seed: int) -> None:
         np.testing.assert_allclose(
             actual, expected, rtol=2e-5, atol=1e-6, err_msg=f"seed {seed}\n{text}\n{places} {states}"
         )
+
+
+def test_too_many_ways_are_refused_and_one_condition_is_one_way() -> None:
+    stages = range(10)
+    nodes = " ".join(f"[a{i}] p{i} = Sin (u{i}) [b{i}] q{i} = Cos (u{i}) u{i + 1} = Add (p{i}, q{i})" for i in stages)
+    for same in (True, False):
+        model = ir.from_proto(parse(f"g (float[2] u0, float[2] w) => (float[2] y) {{ {nodes} y = Mul (u10, w) }}"))
+        for i in stages:
+            gradcut.conditional_stop(model, f"u{i}->a{i}", "c" if same else f"c{i}")
+            gradcut.conditional_stop(model, f"u{i}->b{i}", "c" if same else f"d{i}")
+        if same:
+            assert [op for op in operators(gradcut.vjp(model, ["u0"], ["y"])) if op == "If"] == ["If"]
+            continue
+        with pytest.raises(SpecError, match="more than 256 combinations of conditional stops decide whether node"):
+            gradcut.vjp(model, ["u0"], ["y"])
 
 
 @pytest.mark.parametrize(
