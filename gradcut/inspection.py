@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from gradcut.dialect import is_mark, mark_reason
+from gradcut.dialect import is_mark, is_relative, mark_reason
 from gradcut.exporters import destroyed
 from gradcut.parameters import Decision, decide
 from gradcut.passes import Import
@@ -46,6 +46,9 @@ class Inspection:
         marks = [node for node in graph.all_nodes() if is_mark(node)]
         if marks:
             yield "marks", join_names(f"{_read(node)} ({mark_reason(node)})" for node in marks)
+        relatives = [node for node in graph.all_nodes() if is_relative(node)]
+        if relatives:
+            yield "gradients changed", join_names(f"{_read(node)} ({node.op_type})" for node in relatives)
 
     def tables(self) -> Iterator[tuple[str, Table]]:
         for kind in ("parameter", "state", "constant"):

@@ -159,7 +159,8 @@ def gradient_mask(model: Source, at: Patterns, mask: Any, axis: int | None = Non
 
     What a constant mask leaves out is not computed: the products that make the gradient run on the rows, columns and
     channels that are kept, and the result is put into zeros. A mask that is no product of sets of indices along the
-    axes is selected from the smallest that holds it. All false is the mark, all true is nothing.
+    axes is selected from the smallest that holds it. All false is the mark, all true is nothing. Elements of a
+    parameter that are left out have a gradient of zero: weight decay and momentum go on moving them.
 
     Args:
         at: what `gradcut.stop_gradient` takes.

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.dialect import DOMAIN, declare, is_transparent
+from gradcut.dialect import DOMAIN, declare, is_relative, is_transparent
+from gradcut.dialect.relatives import settings_of
 from gradcut.dims import same_shape
 from gradcut.errors import PipelineError
 from gradcut.ops import Builder, Names
@@ -56,8 +57,21 @@ class Emit(Pass):
 
 
 def strip_marks(model: ir.Model) -> None:
-    """Every mark, and every relative of it, gives way to what it reads."""
+    """Every mark, and every relative of it, gives way to what it reads; what said how, and nothing else, goes too."""
+    settings = [value for node in model.graph.all_nodes() if is_relative(node) for value in settings_of(node)]
     strip(model, is_transparent)
+    while settings:
+        settings += _release(settings.pop())
+
+
+def _release(value: ir.Value) -> list[ir.Value]:
+    """Remove the node that gives a value, if nothing reads what it gives: what it read."""
+    node = value.producer()
+    if node is None or node.graph is None or any(one.uses() or one.is_graph_output() for one in node.outputs):
+        return []
+    read = [one for one in node.inputs if one is not None]
+    node.graph.remove(node, safe=True)
+    return read
 
 
 def strip(model: ir.Model, which: Callable[[ir.Node], bool]) -> None:

@@ -85,6 +85,11 @@ def is_setting(node: ir.Node, index: int) -> bool:
     return not is_custom(node) and index != 0 and index not in carriers(node)
 
 
+def settings_of(node: ir.Node) -> list[ir.Value]:
+    """The operands of a relative that only say how."""
+    return [value for index, value in enumerate(node.inputs) if value is not None and is_setting(node, index)]
+
+
 def settings_inputs(graph: ir.Graph) -> list[ir.Value]:
     """The inputs of a graph that nothing reads but relatives, as what says how: a scale, a condition, a mask."""
     found = []

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from gradcut import checkpoint
 from gradcut.artifacts import BEST, TrainingArtifacts, check_output
 from gradcut.dialect import declare
+from gradcut.dialect.relatives import settings_inputs
 from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.model_files import write_model
 from gradcut.passes.emit import strip_marks
@@ -42,7 +43,9 @@ def export(
     result = model.clone()
     _write_back(result, tensors)
     if not keep_marks:
+        settings = settings_inputs(result.graph)
         strip_marks(result)
+        result.graph.inputs[:] = [value for value in result.graph.inputs if value not in settings]
         declare(result)
     for key in [key for key in result.metadata_props if key.startswith("gradcut.") and not keep_marks]:
         del result.metadata_props[key]

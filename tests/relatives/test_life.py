@@ -158,6 +158,20 @@ def test_pictures_and_explanations(relative: Relative, tmp_path: Path) -> None:
 
 
 @each
+def test_what_is_exported_is_the_plain_model(relative: Relative, tmp_path: Path) -> None:
+    """Settings go with what reads them; with its marks, the file is the one that was given."""
+    model = relative(conv(), "r")
+    session_ = gradcut.TrainingSession(gradcut.compile(model, loss="mse"))
+    session_.export(tmp_path / "plain.onnx")
+    session_.export(tmp_path / "marked.onnx", keep_marks=True)
+    plain = onnx.load(tmp_path / "plain.onnx")
+    assert [node.op_type for node in plain.graph.node] == [node.op_type for node in conv().graph.node]
+    assert [value.name for value in plain.graph.input] == ["x"] and not plain.functions
+    again, given = gradcut.vjp(tmp_path / "marked.onnx", ["w"], ["y"]), gradcut.vjp(model, ["w"], ["y"])
+    assert again.graph == given.graph and list(again.functions) == list(given.functions)
+
+
+@each
 def test_compiling_twice_writes_the_same_bytes(relative: Relative) -> None:
     one, other = (gradcut.compile(relative(conv(), "r"), loss="mse") for _ in range(2))
     for name in one.models:
