@@ -11,6 +11,7 @@ from gradcut.dialect import DOMAIN
 from gradcut.dialect.kept import place, take
 from gradcut.rules.adjoint import Adjoint, Cotangents
 from gradcut.rules.registry import rule
+from gradcut.rules.relatives import cotangent
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -24,7 +25,7 @@ def gradient_mask(op: Adjoint) -> Cotangents:
     """
     mask = None if op["mask"].is_initializer() else op.constant("mask")
     if mask is None or op["X"].shape is None:
-        yield "X", _selected(op, op.dY, op["mask"])
+        yield "X", _selected(op, cotangent(op), op["mask"])
     else:
         yield "X", _kept(op, _fitted(op, mask))
 
@@ -49,7 +50,7 @@ def _kept(op: Adjoint, mask: Mask) -> ir.Value:
     kept = [np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
     cut = [axis for axis in range(mask.ndim) if len(kept[axis]) < mask.shape[axis]]
     inside, indices = mask[np.ix_(*kept)], {axis: op.b.ints(kept[axis]) for axis in cut}
-    part = op.dY
+    part = cotangent(op)
     if part.shape is None:
         part.shape = op["X"].shape
     for axis in cut:

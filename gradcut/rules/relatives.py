@@ -12,13 +12,20 @@ from gradcut.rules.registry import rule
 @rule("GradientScale", "X", operands="X scale", domain=DOMAIN)
 def gradient_scale(op: Adjoint) -> Cotangents:
     """dX = scale dY; where a run makes the scale 0, dX is 0 whatever dY is."""
-    yield "X", _scaled(op, op.dY)
+    yield "X", _scaled(op, cotangent(op))
 
 
 @rule("GradientReversal", "X", operands="X scale", domain=DOMAIN)
 def gradient_reversal(op: Adjoint) -> Cotangents:
     """dX = -scale dY, see `gradient_scale`."""
-    yield "X", op.b.op("Neg", _scaled(op, op.dY), shape=op["X"].shape)
+    yield "X", op.b.op("Neg", _scaled(op, cotangent(op)), shape=op["X"].shape)
+
+
+def cotangent(op: Adjoint) -> ir.Value:
+    """dY, of a tensor."""
+    if isinstance(op["X"].type, ir.SequenceType):
+        op.refuse(f"{op['X'].name!r} is a sequence, and what changes a gradient takes tensors: put it on the elements")
+    return op.dY
 
 
 def _scaled(op: Adjoint, dY: ir.Value) -> ir.Value:
@@ -34,7 +41,7 @@ def _scaled(op: Adjoint, dY: ir.Value) -> ir.Value:
 @rule("GradientClipValue", "X", operands="X bound", domain=DOMAIN)
 def gradient_clip_value(op: Adjoint) -> Cotangents:
     """dX = min(max(dY, -bound), bound); NaN stays NaN."""
-    b, dY, bound = op.b, op.dY, _bound(op)
+    b, dY, bound = op.b, cotangent(op), _bound(op)
     below = b.Where(b.Greater(dY, bound), bound, dY)  # a runtime's Clip may take NaN for either bound
     least = b.Neg(bound)
     yield "X", b.op("Where", b.Less(below, least), least, below, dtype=dY.dtype, shape=op["X"].shape)
@@ -43,7 +50,7 @@ def gradient_clip_value(op: Adjoint) -> Cotangents:
 @rule("GradientClipNorm", "X", operands="X bound", domain=DOMAIN)
 def gradient_clip_norm(op: Adjoint) -> Cotangents:
     """dX = dY bound / max(||dY||, bound), which divides by no 0; the norm of halves is taken in float32."""
-    b, dY = op.b, op.wide(op.dY)
+    b, dY = op.b, op.wide(cotangent(op))
     bound = b.Cast(_bound(op), to=dY.dtype)
     norm = b.op("ReduceL2", dY, keepdims=0, dtype=dY.dtype, shape=ir.Shape([]))
     factor = b.Div(bound, b.op("Max", norm, bound, dtype=dY.dtype, shape=ir.Shape([])))
@@ -68,7 +75,7 @@ def _number(op: Adjoint, operand: str) -> float | None:
 @rule("ConditionalStop", "X", operands="X condition", domain=DOMAIN)
 def conditional_stop(op: Adjoint) -> Cotangents:
     """dX = 0 where the condition is true, else dY; what only lies behind is in an If: `gradcut.passes.guards`."""
-    b, dY = op.b, op.dY
+    b, dY = op.b, cotangent(op)
     closed = b.op("Reshape", op["condition"], b.ints([]), dtype=ir.DataType.BOOL, shape=ir.Shape([]))
     yield "X", b.op("Where", closed, b.scalar_like(0.0, dY), dY, dtype=dY.dtype, shape=op["X"].shape)
 

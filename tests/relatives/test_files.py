@@ -107,3 +107,11 @@ def test_fan_out_into_one_node_twice() -> None:
     text = "g (float[2, 4] x) => (float[2, 4] y) { [sq] s = Mul (x, x)  [out] t = Add (s, x)  y = Neg (t) }"
     for at, expected in (("x->sq", 2.0), ("x->out", 2.5), ("x", 1.5), ("s", 2.0)):
         np.testing.assert_array_equal(slopes(gradcut.gradient_scale(parse(text), at, 0.5)), np.full((2, 4), expected))
+
+
+@each
+def test_a_sequence_is_refused(name: str, relative: Relative) -> None:
+    text = """g (float[2, 4] x) => (float[2, 4] y) {
+        s = SequenceConstruct (x, x)  zero = Constant <value_int = 0> ()  y = SequenceAt (s, zero) }"""
+    with pytest.raises(gradcut.GradcutError, match=r"is a sequence|the rank of 's' is unknown"):
+        gradcut.vjp(relative(parse(text), "s"), ["x"], ["y"])
