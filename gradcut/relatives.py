@@ -133,7 +133,7 @@ def conditional_stop(model: Source, at: Patterns, condition: str) -> ir.Model:
     Where the condition is true the gradient stops, as at a mark; where it is false, nothing is changed. It is selected,
     never multiplied, and what lies only behind closed stops stands in an If branch that is not taken: it costs nothing,
     and NaN or infinity in a derivative there never arrives. A stop in the body of a Loop or Scan selects in each turn;
-    what lies behind it before the loop is computed.
+    what only gives the first state of the loop, or what a Scan slices, is computed all the same.
 
     A training graph has the condition among the user's inputs, to be fed at each step; the evaluation graph does not.
     A parameter behind a closed stop has a gradient of zeros: weight decay and momentum go on moving it. For one that is

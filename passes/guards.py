@@ -64,9 +64,12 @@ class Guards:
             self.values[value] = _either(node, self.values.get(value, NEVER), both)
 
     def _captured(self, node: ir.Node) -> dict[ir.Value, Guard]:
-        """What graphs inside a node read, each with its guard there; the turns of a loop are not looked into."""
+        """What graphs inside a node read, each with its guard there: in one turn of a loop, which others only narrow.
+
+        The first state of a loop is not among them: of no turns it is the result.
+        """
         read = [value for value in captured(inner_graphs(node)) if value in self._active]
-        if node.op_type != "If" or node.domain or not read:
+        if node.op_type not in ("If", "Loop", "Scan") or node.domain or not read:
             return dict.fromkeys(read, ALWAYS)
         found = dict.fromkeys(read, NEVER)
         for graph in inner_graphs(node):

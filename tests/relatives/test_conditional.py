@@ -192,6 +192,21 @@ def test_in_the_body_of_a_loop_a_nan_stays_behind_in_each_turn() -> None:
     np.testing.assert_array_equal(session(proto).run(["x_grad"], given)[0], [0])
 
 
+def test_what_a_loop_reads_from_outside_is_behind_too() -> None:
+    text = """g (int64 n, float[1] x, float[1] u) => (float[1] y) <bool yes = {1}> {
+        h = Sqrt (x)
+        y = Loop (n, yes, u) <body = body (int64 i, bool go, float[1] a) => (bool still, float[1] b) {
+            still = Identity (go)  r = Sin (h)  b = Mul (r, a) }> }"""
+    proto = gradcut.vjp(gradcut.conditional_stop(parse(text), "r", "closed"), ["x", "u"], ["y"])
+    given = {"n": np.array(2), "u": np.ones(1, "f4"), "y_grad": np.ones(1, "f4")}
+    dx, du = session(proto).run(None, {**given, "x": np.zeros(1, "f4"), "closed": np.array(True)})[1:]
+    assert (dx, du) == (0, 0)
+    dx, du = session(proto).run(None, {**given, "x": np.full(1, 4, "f4"), "closed": np.array(True)})[1:]
+    np.testing.assert_allclose([dx, du], [[0], [np.sin(2) ** 2]], rtol=1e-5)
+    dx, _ = session(proto).run(None, {**given, "x": np.full(1, 4, "f4"), "closed": np.array(False)})[1:]
+    np.testing.assert_allclose(dx, [2 * np.sin(2) * np.cos(2) / 4], rtol=1e-5)
+
+
 def test_in_both_branches_of_an_if_what_they_capture_is_behind_too() -> None:
     text = """g (bool c, float[2] x) => (float[2] y) { h = Sqrt (x)
         y = If (c) <then_branch = a () => (float[2] p) { [t] q = Sin (h)  p = Exp (q) }, else_branch = b () =>
