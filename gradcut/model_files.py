@@ -12,8 +12,11 @@ from gradcut.io import atomic_write, atomic_write_bytes, sync
 from gradcut.source import MAX_BYTES, TEXT_SUFFIXES, as_text, take_in, weights_size
 
 
-def write_model(model: ir.Model, target: Path) -> Path | None:
+def write_model(model: ir.Model, target: Path, limit: int = MAX_BYTES) -> Path | None:
     """Write a model; ``.onnxtxt`` gives ONNX text, ``.textproto`` and ``.json`` protobuf's.
+
+    Args:
+        limit: the bytes of weights that one file holds.
 
     Returns:
         The file of the weights, ``<target>.data``, where they are too many for one file of ONNX; else None.
@@ -22,14 +25,14 @@ def write_model(model: ir.Model, target: Path) -> Path | None:
         ArtifactsError: it cannot be written, or is text and the weights are too many for it.
     """
     try:
-        return _write(model, target)
+        return _write(model, target, limit)
     except OSError as error:
         raise ArtifactsError(f"{target}: the model could not be written ({error.strerror or error})") from error
 
 
-def _write(model: ir.Model, target: Path) -> Path | None:
+def _write(model: ir.Model, target: Path, limit: int) -> Path | None:
     """Weights inside the file, or beside it."""
-    if weights_size(model) > MAX_BYTES:
+    if weights_size(model) > limit:
         return _write_beside(model, target)
     take_in(model)
     if target.suffix in TEXT_SUFFIXES:

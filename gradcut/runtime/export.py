@@ -17,6 +17,7 @@ from gradcut.dialect.relatives import settings_inputs
 from gradcut.errors import ArtifactsError, CheckpointError
 from gradcut.model_files import write_model
 from gradcut.passes.emit import strip_marks
+from gradcut.source import MAX_BYTES
 from gradcut.subgraphs import body_tensors
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +50,7 @@ def export(
         declare(result)
     for key in [key for key in result.metadata_props if key.startswith("gradcut.") and not keep_marks]:
         del result.metadata_props[key]
-    return write_model(result, target)
+    return write_model(result, target, MAX_BYTES)
 
 
 def written_back(artifacts: TrainingArtifacts) -> list[str]:

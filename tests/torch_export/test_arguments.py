@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import gradcut
 from gradcut.errors import ArtifactsError, GradcutWarning, MissingExtraError, SpecError, TorchExportError
 from gradcut.inspection import inspect
+from gradcut.torch import exporter
 from tests.torch_export.exported import export, exported, run
 from tests.torch_export.subjects import SUBJECTS
 
@@ -127,6 +129,24 @@ def test_the_file_may_be_text(tmp_path: Path) -> None:
     path = export(nn.Sequential(nn.Linear(4, 2), nn.Tanh()), X, tmp_path / "m.onnxtxt")
     assert path == tmp_path / "m.onnxtxt" and "Tanh" in path.read_text()
     assert set(gradcut.compile(path, "mse").trainable) == {"0.weight", "0.bias"}
+
+
+def test_many_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "write_model", partial(exporter.write_model, limit=10))
+    module = nn.Linear(4, 2)
+    path = export(module, X, tmp_path / "m.onnx")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    np.testing.assert_allclose(run(path, {"input": X})[0], module(X).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert gradcut.compile(path, "mse").trainable == ("weight", "bias")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_module_keeps_its_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).to(dtype)
+    path = export(module, X.to(dtype), tmp_path / "m.onnx")
+    (found,) = run(path, {"input": X.to(dtype)})
+    assert found.dtype == module[0].weight.detach().numpy().dtype
+    np.testing.assert_allclose(found, module(X.to(dtype)).detach().numpy(), rtol=1e-2, atol=1e-3)
 
 
 # --- refused -------------------------------------------------------------------------------------------------
