@@ -35,22 +35,27 @@ def nameless(graph: ir.Graph) -> Iterator[str]:
 
 def folded(graph: ir.Graph) -> Iterator[str]:
     """Norms that are part of a Conv now, in a sentence."""
-    floats = _weights(graph)
     known = any(KIND in value.metadata_props for value in graph.initializers.values())
-    found = [n for n, v in floats.items() if known and n.endswith("_bias") and n[:-5] in floats and not _says(v)]
-    found += [node.name or "" for node in graph if node.op_type == "Conv" and _has_computed_operands(node)]
+    kernels = [node.inputs[1] for node in graph if _holds_norm(node, known)]
+    found = [kernel.name or "" for kernel in kernels if kernel is not None]
     if found:
         yield f"{len(found)} BatchNormalization seem folded into Conv ({join_names(found, 3)}); {_ADVICE}"
 
 
+def _holds_norm(node: ir.Node, known: bool) -> bool:
+    """Whether an exporter computed kernel and bias: it does so where it folds a norm.
+
+    Args:
+        known: the file says of its initializers what they are.
+    """
+    operands = [value for value in node.inputs[1:3] if value is not None and value.is_initializer()]
+    if node.op_type not in ("Conv", "ConvTranspose") or len(operands) != 2:
+        return False
+    return all(not _says(one) if known else (one.name or "").startswith("onnx::") for one in operands)
+
+
 def _weights(graph: ir.Graph) -> dict[str, ir.Value]:
     return {name: value for name, value in graph.initializers.items() if is_float(value) and _is_weight_shaped(value)}
-
-
-def _has_computed_operands(node: ir.Node) -> bool:
-    """Kernel and bias that the exporter before dynamo made: it does so where it folds a norm."""
-    operands = [value.name or "" for value in node.inputs[1:3] if value is not None and value.is_initializer()]
-    return len(operands) == 2 and all(_ANONYMOUS.fullmatch(name) and "::" in name for name in operands)
 
 
 def _is_weight_shaped(value: ir.Value) -> bool:

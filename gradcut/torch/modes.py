@@ -22,6 +22,7 @@ from gradcut.torch.regions import graphs
 
 #: ONNX Runtime shares initializers of up to so many numbers.
 _SHARED_BY_RUNTIME = 8
+_EMBEDDINGS = {torch.ops.aten.embedding.default, torch.ops.aten.embedding_bag.padding_idx}
 _COUNTER = "num_batches_tracked"
 
 
@@ -48,6 +49,9 @@ def keep_modes(program: ExportedProgram) -> None:
 
     1. A BatchNormalization that trains, without its counter, which nothing here reads.
     2. A Dropout that does not train.
+
+    Raises:
+        TorchExportError: an embedding has an option that changes gradients, or its table.
     """
     counters = {
         spec.arg.name
@@ -57,7 +61,22 @@ def keep_modes(program: ExportedProgram) -> None:
     for module in graphs(program):
         for node in reversed(list(module.graph.nodes)):  # a count of two batches reads that of one
             if node.op == "call_function":
+                _check_embedding(node)
                 _keep(module, node, counters)
+
+
+def _check_embedding(node: Node) -> None:
+    if node.target is torch.ops.aten.embedding_renorm_.default:
+        raise TorchExportError(
+            "an Embedding with max_norm scales the rows of its table in forward, which a file cannot do: scale what is "
+            "looked up, or the table between steps"
+        )
+    by_frequency = node.target in _EMBEDDINGS and len(node.args) > 3 and node.args[3]
+    if by_frequency:
+        raise TorchExportError(
+            "an Embedding with scale_grad_by_freq=True divides gradients by how often a row is looked up, which no "
+            "file can hold: leave it out"
+        )
 
 
 def _keep(module: GraphModule, node: Node, counters: Collection[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,6 +245,10 @@ def reentrant(m: Two, x: Tensor) -> Tensor:
     return m.b(torch.utils.checkpoint.checkpoint(m.a, x, use_reentrant=True))
 
 
+def looked_up(m: Two, x: Tensor, **options: Any) -> Tensor:
+    return m.b(F.embedding(x.argmax(1), m.a.weight, **options))
+
+
 REFUSED: dict[str, tuple[Forward, str]] = {
     "a function with a backward": (
         lambda m, x: m.b(Rounded.apply(m.a(x))),
@@ -258,6 +264,14 @@ REFUSED: dict[str, tuple[Forward, str]] = {
         r"^aten\.mul_ \(test_marks\.py:\d+: .*\) changes linear in place inside torch\.no_grad\(\)",
     ),
     "a parameter in a region": (normalised, r"^aten\.div_ \(.*\) changes p_a_weight in place inside torch\.no_grad"),
+    "rows scaled in place": (
+        partial(looked_up, max_norm=1.0),
+        r"^an Embedding with max_norm scales the rows of its table in forward, which a file cannot do",
+    ),
+    "gradients by frequency": (
+        partial(looked_up, scale_grad_by_freq=True),
+        r"^an Embedding with scale_grad_by_freq=True divides gradients by how often a row is looked up",
+    ),
     "reentrant checkpoint": (reentrant, r"^torch\.utils\.checkpoint with use_reentrant=True cannot be traced; give it"),
 }
 
