@@ -82,10 +82,12 @@ class TrainingArtifacts:
 
     @property
     def training_model(self) -> ir.Model:
+        self.require_one("training_model")
         return self.models["training_model"]
 
     @property
     def optimizer_model(self) -> ir.Model:
+        self.require_one("optimizer_model")
         return self.models["optimizer_model"]
 
     @property
@@ -94,6 +96,7 @@ class TrainingArtifacts:
 
     @property
     def eval_model(self) -> ir.Model:
+        self.require_one("eval_model")
         return self.models["eval_model"]
 
     @property

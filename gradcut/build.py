@@ -119,9 +119,11 @@ def of_phases(
 
 def _each(given: ir.Model, asked: Sequence[Asked], verify_each: bool, watch: Watch | None) -> dict[str, Compilation]:
     found = {}
+    every = tuple(dict.fromkeys(pattern for one in asked for pattern in one.request.train))
     for one in asked:
         try:
-            found[one.request.step] = _differentiated(given.clone(), one, verify_each, watch)
+            known = replace(one, request=replace(one.request, beside=every))
+            found[one.request.step] = _differentiated(given.clone(), known, verify_each, watch)
         except GradcutError as error:
             error.args = (f"{one.request.step}: {error}", *error.args[1:])
             raise

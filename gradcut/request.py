@@ -29,6 +29,7 @@ class Request:
 
     Attributes:
         step: its name among several over one set of parameters; empty: it is the only one.
+        beside: what all steps together train.
         narrow: it is one of several players: it computes what it needs alone, and moves no other's statistics.
         outputs: of such a step, the model's outputs that it gives, see `gradcut.passes.Narrow`.
     """
@@ -45,11 +46,14 @@ class Request:
     seed: int
     step: str = ""
     narrow: bool = False
+    beside: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
     def chosen(self, state: Sequence[str] = ()) -> tuple[Pass, ...]:
         """From the imported model to before the loss; `state` is declared."""
-        choose = StopGradient(at=self.stop_at, train=self.train, freeze=self.freeze, choose=True, state=tuple(state))
+        choose = StopGradient(
+            at=self.stop_at, train=self.train, freeze=self.freeze, choose=True, state=tuple(state), lift=self.beside
+        )
         return choose, Fold()
 
     def tail(self, has_loss: bool) -> Pipeline:

@@ -42,6 +42,7 @@ class StopGradient(Pass):
         freeze: likewise; it wins over `train`, and adds to what the model already freezes.
         choose: write the trainables down; without it the pass only inserts marks.
         state: tensors that another graph moves: never trained, and inputs of this one.
+        lift: patterns over what other steps train: the constants among it, named exactly, are initializers here too.
     """
 
     name: ClassVar[str] = "stop-gradient"
@@ -50,16 +51,18 @@ class StopGradient(Pass):
     freeze: tuple[str, ...] = ()
     choose: bool = False
     state: tuple[str, ...] = ()
+    lift: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if self.choose or self.train or self.freeze:
-            _choose(model, self.train, self.freeze, self.state)
+            _choose(model, self)
         insert_marks(model, match_values(self.at, model.graph), "stop-at")
         declare(model)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str], state: Sequence[str]) -> None:
+def _choose(model: ir.Model, asked: StopGradient) -> None:
+    train, freeze, state = asked.train, asked.freeze, asked.state
     if not train:
         check_weights(model)
     decisions = decide(model.graph, REGISTRY)
@@ -76,6 +79,8 @@ def _choose(model: ir.Model, train: Sequence[str], freeze: Sequence[str], state:
         why = "every parameter that `train` names is frozen" if wanted else "the model has no parameter"
         raise SpecError(f"nothing is left to train: {why}")
     for name in trainable:
+        _make_trainable(model.graph, decisions[name])
+    for name in (name for name in others if name in asked.lift and name not in trainable):
         _make_trainable(model.graph, decisions[name])
     for name in state:
         _make_input(model.graph, name, decisions)

@@ -307,3 +307,28 @@ def test_a_step_is_looked_at_as_a_folder(tmp_path: Path) -> None:
     ):
         refused = runner.invoke(app, [command[0], str(tmp_path / "a"), *command[1:]])
         assert refused.exit_code == 2 and "discriminator" in refused.output, refused.output
+
+
+def test_a_constant_that_one_step_trains_is_no_constant_of_the_others() -> None:
+    source = """agraph (float[n,2] x) => (float[n,2] y) {
+        c = Constant<value_floats=[1.0, 2.0]>()
+        two = Constant<value_float=2.0>()
+        twice = Mul(c, two)
+        scaled = Mul(x, twice)
+        y = Add(scaled, w)
+    }"""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{source}')
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(2, np.float32), "w"))
+    steps = {name: gradcut.Step(loss="mse:output=y", train=name) for name in ("c", "w")}
+    session = gradcut.TrainingSession(gradcut.compile(model, steps=steps, optimizer="sgd:lr=0.1"))
+    given = {"x": np.ones((1, 2), np.float32), "labels": np.zeros((1, 2), np.float32)}
+    first = session.step("w", given).loss
+    session.step("c", given)
+    moved = session.parameters()
+    expected = np.mean((2 * moved["c"] + moved["w"]) ** 2)
+    assert session.evaluate("w", given).loss == pytest.approx(expected, rel=1e-6) and expected < first
+
+
+def test_graphs_belong_to_a_step(compiled: gradcut.TrainingArtifacts) -> None:
+    with pytest.raises(gradcut.errors.ArtifactsError, match="several steps, and training_model takes one"):
+        _ = compiled.training_model
