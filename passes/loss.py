@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from gradcut.dialect import declare, is_mark
-from gradcut.dims import is_float
+from gradcut.dialect import declare, is_mark, new_mark
+from gradcut.dims import is_float, same_shape
 from gradcut.errors import LossError
 from gradcut.losses import LOSSES, Labels, Loss, Term, parse_loss, parse_terms, split_path
 from gradcut.ops import Builder, Names
@@ -161,20 +161,38 @@ def _attach(model: ir.Model, loss: Loss, brought: dict[str, ir.Value]) -> Attach
     """The loss behind its output; `brought` holds the inputs that losses before it brought, by name."""
     output = _output(model, loss)
     names = Names.of(model)
-    described = loss.label_input(output)
-    labels, new = _labels(model, loss, described, names, brought)
     b = Builder(names, prefix=f"{loss.name}_")
+    labels, new, wired = _read_by(model, loss, b, output, brought)
     with b.arithmetic():
         result = loss.build(b, output, _fitted(b, model.graph, loss, output, labels))
     model.graph.extend(b.nodes)
-    wiring = {
-        "kind": loss.name,
-        "spec": loss.spec(),
-        "output": output.name,
-        "labels": labels.name,
-        **loss.facts(output),
-    }
-    return result, wiring, new
+    return result, {"kind": loss.name, "spec": loss.spec(), "output": output.name, **wired}, new
+
+
+def _read_by(
+    model: ir.Model, loss: Loss, b: Builder, output: ir.Value, brought: dict[str, ir.Value]
+) -> tuple[ir.Value, list[ir.Value], dict[str, Any]]:
+    """What the loss reads beside its output, the inputs that are new for it, and what the manifest says of it."""
+    described, facts = loss.label_input(output), loss.facts(output)
+    if not loss.target:
+        labels, new = _labels(model, loss, described, b.names, brought)
+        return labels, new, {"labels": labels.name, **facts}
+    target = _target(model, loss, described)
+    if loss.stop_target:
+        b.nodes.append(new_mark(target, b.names))
+        target = b.nodes[-1].outputs[0]
+    return target, [], {"target": loss.target, **facts, "over": "targets"}
+
+
+def _target(model: ir.Model, loss: Loss, described: Labels) -> ir.Value:
+    """The value of the model that the loss reads in place of labels."""
+    known = main_values(model.graph)
+    if loss.target not in known:
+        hint = ", ".join(nearest(loss.target, known)) or join_names(v.name or "" for v in model.graph.outputs)
+        raise LossError(f"{loss.name}: target: the model has no value {loss.target!r}. Nearest: {hint}.")
+    target = known[loss.target]
+    _check_shared(loss, described, target)
+    return target
 
 
 def _labels(
@@ -202,9 +220,11 @@ def _check_shared(loss: Loss, described: Labels, shared: ir.Value) -> None:
         fits = not any(isinstance(a, int) and isinstance(c, int) and a != c for a, c in zip(mine, its, strict=True))
     if not fits or shared.dtype != described.dtype:
         have = "?" if shared.dtype is None else shared.dtype.name
+        what = "the target" if loss.target else "the input"
+        instead = "name one like its output" if loss.target else "give it labels of its own: labels=NAME"
         raise LossError(
-            f"{loss.name} reads labels of {described.dtype.name}{_dims(mine)}, and the input {shared.name!r} is "
-            f"{have}{_dims(its)}; give it labels of its own: labels=NAME"
+            f"{loss.name} reads labels of {described.dtype.name}{_dims(mine)}, and {what} {shared.name!r} is "
+            f"{have}{_dims(its)}; {instead}"
         )
 
 
@@ -214,10 +234,13 @@ def _dims(shape: ir.Shape | None) -> str:
 
 def _fitted(b: Builder, graph: ir.Graph, loss: Loss, output: ir.Value, labels: ir.Value) -> ir.Value:
     """Labels of the output's shape: where feeds cannot be held against it, a Reshape, so that nothing broadcasts."""
+    if loss.target and same_shape(output.shape, labels.shape):
+        return labels
     given = (value for value in graph.inputs if value is not labels)
     known = {str(dim) for value in given for dim in value.shape or () if not _is_open(dim)}
     shape = output.shape
-    if not loss.elementwise or (shape is not None and all(isinstance(dim, int) or str(dim) in known for dim in shape)):
+    fed = not loss.target and shape is not None and all(isinstance(dim, int) or str(dim) in known for dim in shape)
+    if fed or not loss.elementwise:
         return labels
     return b.op("Reshape", labels, b.shape_of(output), dtype=labels.dtype, shape=shape)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 import onnx_ir as ir
 
+from gradcut.dialect import new_mark
 from gradcut.dims import is_float
 from gradcut.errors import LossError
 from gradcut.ops import Names
@@ -13,6 +16,9 @@ from gradcut.passes.importer import Import
 from gradcut.passes.importing.consistency import check_model_shapes
 from gradcut.passes.importing.convert import convert_to
 from gradcut.text import join_names
+
+#: An output that a loss graph reads through a mark: ``FILE.onnx:its_input=stop(model_output)``.
+_STOP = re.compile(r"stop\((.+)\)")
 
 
 def is_scalar(value: ir.Value) -> bool:
@@ -35,12 +41,17 @@ def splice_graph(
 ) -> tuple[ir.Value, dict[str, Any], list[ir.Value]]:
     """Put a loss graph, of the model's opset, behind it: the scalar, its wiring, the inputs that it brings.
 
+    Args:
+        renames: the model's output for each input of the graph that says one; ``stop(output)`` puts a mark between.
+
     Raises:
         LossError: no input matches an output, a rename names nothing, or not just one output is a scalar float.
     """
     _keep_scalar(loss.graph, where)
-    feeds = _matched(model, loss, renames, where)
+    stopped = {its: found[1] for its, output in renames.items() if (found := _STOP.fullmatch(output))}
+    feeds = _matched(model, loss, renames | stopped, where)
     _check_feeds(feeds, where)
+    _stop(model, feeds, stopped)
     left = [value for value in loss.graph.inputs if value not in feeds]
     added, (result,) = splice(model.graph, loss.graph, feeds, Names.of(model))
     model.functions.update({k: f for k, f in loss.functions.items() if k not in model.functions})
@@ -68,6 +79,15 @@ def _check_feeds(feeds: dict[ir.Value, ir.Value], where: str) -> None:
                 f"{where}: its input {its.name!r} is {its.dtype.name}, and the model's output {output.name!r} is "
                 f"{output.dtype.name}; write the loss graph for {output.dtype.name}, with a Cast behind that input"
             )
+
+
+def _stop(model: ir.Model, feeds: dict[ir.Value, ir.Value], stopped: Collection[str]) -> None:
+    """A mark before each of these inputs of the loss graph."""
+    names = Names.of(model)
+    for its in [its for its in feeds if its.name in stopped]:
+        mark = new_mark(feeds[its], names)
+        model.graph.append(mark)
+        feeds[its] = mark.outputs[0]
 
 
 def _matched(model: ir.Model, loss: ir.Model, renames: dict[str, str], where: str) -> dict[ir.Value, ir.Value]:

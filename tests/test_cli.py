@@ -302,7 +302,7 @@ MISTAKES = {
     "no loss of that name": (
         ["MODEL", "--loss", "cross_entropi"],
         "there is no loss 'cross_entropi'. Nearest: cross_entropy. There are bce_with_logits, cosine, cross_entropy, "
-        "huber, kl_div, l1, mse, nll, smooth_l1, a scalar output of the model by its "
+        "huber, kl_div, l1, mse, neg_cosine, nll, smooth_l1, a scalar output of the model by its "
         "name, or a graph of your own: FILE.onnx",
     ),
     "pattern": (

@@ -36,6 +36,8 @@ class Loss(ABC):
         output: the value that it reads; by default the model's only float output.
         labels: the name of the input that it brings; by default ``labels``, or the next free name. Losses that give the
             same name share one input.
+        target: a value of the model to read in place of a new input, through a mark: no gradient goes to it.
+        stop_target: False leaves that mark out.
         reduction: ``mean``, or ``sum`` of what the mean is of. There is no ``none``: an objective is a scalar.
     """
 
@@ -48,6 +50,8 @@ class Loss(ABC):
 
     output: str = ""
     labels: str = ""
+    target: str = ""
+    stop_target: bool = True
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
@@ -60,6 +64,11 @@ class Loss(ABC):
                 f"{' or '.join(self.reductions)} (gradcut.vjp takes a cotangent for every element instead)"
                 if self.reduction == "none"
                 else f"{self.name}: reduction is {' or '.join(self.reductions)}, not {self.reduction!r}"
+            )
+        if self.target and self.labels:
+            raise SpecError(
+                f"{self.name}: labels={self.labels} is a new input and target={self.target} a value of the "
+                "model; a loss reads one of them"
             )
 
     def label_input(self, output: ir.Value) -> Labels:

@@ -156,17 +156,13 @@ class KLDiv(Loss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(Loss):
-    """1 - the cosine of the angle between output and labels along an axis, averaged over the vectors.
-
-    torch.nn.CosineEmbeddingLoss where its y is 1, with the norms of torch.nn.functional.cosine_similarity.
+class _OnAngles(Loss):
+    """Losses of the cosine between output and labels, with the norms of torch.nn.functional.cosine_similarity.
 
     Attributes:
         axis: of the vectors' components.
         eps: the least that a norm counts for.
     """
-
-    name: ClassVar[str] = "cosine"
 
     axis: int = -1
     eps: float = 1e-8
@@ -175,14 +171,39 @@ class Cosine(Loss):
         super().__post_init__()
         self._at_least("eps", 0.0, strict=True)
 
-    def build(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
-        axes = b.ints([axis_of(self, output, self.axis)])
-        products = self._unit(b, output, axes) * self._unit(b, labels, axes)
-        return self.reduced(b, 1.0 - b.op("ReduceSum", products, axes, keepdims=0))
-
     def facts(self, output: ir.Value) -> dict[str, Any]:
         return {"axis": axis_of(self, output, self.axis), "reduction": self.reduction, "over": "vectors"}
+
+    def cosine(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
+        axes = b.ints([axis_of(self, output, self.axis)])
+        return b.op("ReduceSum", self._unit(b, output, axes) * self._unit(b, labels, axes), axes, keepdims=0)
 
     def _unit(self, b: Builder, x: ir.Value, axes: ir.Value) -> ir.Value:
         norm = b.op("ReduceL2", x, axes, keepdims=1)
         return b.Div(x, b.op("Max", norm, b.scalar_like(self.eps, norm), shape=norm.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(_OnAngles):
+    """1 - the cosine of the angle between output and labels along an axis, averaged over the vectors.
+
+    torch.nn.CosineEmbeddingLoss where its y is 1, with the norms of torch.nn.functional.cosine_similarity.
+    """
+
+    name: ClassVar[str] = "cosine"
+
+    def build(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
+        return self.reduced(b, 1.0 - self.cosine(b, output, labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegCosine(_OnAngles):
+    """Minus the mean cosine between output and labels, as torch.nn.functional.cosine_similarity has it.
+
+    D of Chen & He, *Exploring Simple Siamese Representation Learning*, CVPR 2021.
+    """
+
+    name: ClassVar[str] = "neg_cosine"
+
+    def build(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
+        return b.Neg(self.reduced(b, self.cosine(b, output, labels)))

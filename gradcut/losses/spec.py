@@ -1,7 +1,12 @@
 """The text of losses: ``cross_entropy:output=logits + 0.5*mse:output=value``.
 
+<<<<<<< HEAD
 A term is a loss with its options, a loss graph ``FILE.onnx:its_input=model_output``, or a scalar output of the model by
 its name, with a factor before it.
+=======
+A term is a loss with its options, or a loss graph ``FILE.onnx:its_input=model_output``, with a factor before it; the
+graph reads ``stop(model_output)`` through a mark.
+>>>>>>> b9836b2 (Losses read a value of the model in place of labels; neg_cosine; losses.symmetric)
 """
 
 from __future__ import annotations
@@ -17,12 +22,12 @@ from typing import Any
 from gradcut.errors import LossError, SpecError
 from gradcut.losses.base import Loss
 from gradcut.losses.classes import NLL, CrossEntropy
-from gradcut.losses.elements import L1, MSE, BCEWithLogits, Cosine, Huber, KLDiv, SmoothL1
+from gradcut.losses.elements import L1, MSE, BCEWithLogits, Cosine, Huber, KLDiv, NegCosine, SmoothL1
 from gradcut.source import Source
 from gradcut.text import Scalar, format_scalar, nearest, parse_spec
 
 LOSSES: dict[str, type[Loss]] = {
-    cls.name: cls for cls in (CrossEntropy, NLL, BCEWithLogits, MSE, L1, Huber, SmoothL1, KLDiv, Cosine)
+    cls.name: cls for cls in (CrossEntropy, NLL, BCEWithLogits, MSE, L1, Huber, SmoothL1, KLDiv, Cosine, NegCosine)
 }
 #: A loss as text, as an instance, as a loss graph; or several: a list of them, each alone or as (factor, loss).
 Objective = Source | Loss | Sequence[str | Loss | tuple[float, str | Loss]] | None

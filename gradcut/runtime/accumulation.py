@@ -27,6 +27,11 @@ def shares(loss: Mapping[str, Any] | None, batches: Sequence[Mapping[str, Array]
     """
     if loss is None or len(batches) == 1:
         return [1.0] * len(batches)
+    if any("ignore_index" in term and "labels" not in term for term in terms_of(loss)):
+        raise FeedError(
+            "which labels count is known only within a run, where the model gives them (target=), so micro-batches "
+            "cannot be weighed; step them one by one"
+        )
     found = [
         _shares(list(counts)) for counts in zip(*(averaging.weights(loss, batch) for batch in batches), strict=True)
     ]

@@ -37,7 +37,7 @@ def _count(term: Mapping[str, Any], feeds: Mapping[str, Array], labels_of: Seque
     if term.get("reduction") == "sum":
         return None
     over = term.get("over")
-    if over is None:  # a loss graph, or an output of the model: as if it were averaged over rows
+    if over in (None, "targets"):  # a graph, an output or a value of the model: as if it were averaged over rows
         return _rows(feeds, labels_of)
     labels = np.asarray(feeds[term["labels"]])
     if over == "labels":

@@ -43,7 +43,7 @@ class FeedCheck:
             _shape(name, port, array, sizes)
             arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
         for term in self.terms:
-            if "classes" in term and term["labels"] in arrays:
+            if "classes" in term and term.get("labels") in arrays:
                 classes = term["classes"]
                 known = sizes[classes][1] if isinstance(classes, str) and classes in sizes else classes
                 _labels(term, arrays[term["labels"]], known if isinstance(known, int) else None)

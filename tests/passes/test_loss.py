@@ -133,14 +133,14 @@ def test_a_language_models_padding() -> None:
         (
             "n, 4",
             "cross_entropy:smoothing=0.1",
-            "cross_entropy has no option 'smoothing'; it has output, labels, reduction, axis, weight, ignore_index, "
-            "label_smoothing",
+            "cross_entropy has no option 'smoothing'; it has output, labels, target, stop_target, reduction, axis, "
+            "weight, ignore_index, label_smoothing",
         ),
         (
             "n, 4",
             "cross_entrop",
             "there is no loss 'cross_entrop'. Nearest: cross_entropy. There are bce_with_logits, cosine, "
-            "cross_entropy, huber, kl_div, l1, mse, nll, smooth_l1, a scalar output of the model by its "
+            "cross_entropy, huber, kl_div, l1, mse, neg_cosine, nll, smooth_l1, a scalar output of the model by its "
             "name, or a graph of your own: FILE.onnx",
         ),
         (

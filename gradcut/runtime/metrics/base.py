@@ -19,8 +19,11 @@ _TASKS = {
 
 
 def task_of(loss: Mapping[str, Any]) -> str | None:
-    """What a loss says that the model does, from the manifest's wiring; None where it does not tell."""
-    return _TASKS.get(str(loss.get("kind")))
+    """What a loss says that the model does, from the manifest's wiring; None where it does not tell.
+
+    One that reads a value of the model in place of labels has nothing to be judged by.
+    """
+    return None if "target" in loss else _TASKS.get(str(loss.get("kind")))
 
 
 class Metric(ABC):
