@@ -1,0 +1,94 @@
+"""What a recipe is: a category, a name, its numbers, and the model that it composes around an encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import onnx_ir as ir
+
+from gradcut.errors import SpecError
+from gradcut.losses.base import option
+from gradcut.recipes.assembly import Assembly, Module
+from gradcut.recipes.encoder import Encoder
+from gradcut.text import Scalar, format_spec, nearest
+
+CATEGORIES = ("contrastive", "non-contrastive", "generative", "self-distillation", "supervised")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A model whose scalar output is the loss.
+
+    Attributes:
+        views: for each view, the inputs that it is fed to, in the order of the encoder's. spread: the outputs
+            [N, d] whose spread over the sphere is looked at.
+    """
+
+    model: ir.Model
+    views: tuple[tuple[str, ...], ...]
+    spread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """A way to train an encoder, with its numbers; its text is ``simsiam:projector=128,dim=128``.
+
+    Class attributes:
+        category: one of `CATEGORIES`. optimizer: the published one, as text.
+    """
+
+    name: ClassVar[str]
+    category: ClassVar[str]
+    has_memory_bank: ClassVar[bool] = False
+    has_momentum_encoder: ClassVar[bool] = False
+    optimizer: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value = option(f"{self.name}: {one.name}", str(one.type), getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
+
+    @abstractmethod
+    def compose(self, encoder: Encoder, seed: int) -> Composed:
+        """The model to train; `seed`: what fresh weights are drawn from."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Scalar]) -> Self:
+        """The recipe with these options.
+
+        Raises:
+            SpecError: no such option, or a value that it does not take.
+        """
+        known = [one.name for one in dataclasses.fields(cls)]
+        for key in options:
+            if key not in known:
+                near = ", ".join(nearest(key, known, 1) or known)
+                raise SpecError(f"{cls.name} has no option {key!r}. Nearest: {near}.")
+        return cls(**options)  # type: ignore[arg-type]
+
+    def spec(self) -> str:
+        """Text that `gradcut.recipes.parse` reads back; only what differs from the defaults."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return format_spec(
+            self.name,
+            {one.name: values[one.name] for one in dataclasses.fields(self) if values[one.name] != one.default},
+        )
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise SpecError(f"{self.name}: {name} is {getattr(self, name)}; it is above 0")
+
+
+def view_inputs(assembly: Assembly, encoder: Module, name: str) -> list[ir.Value]:
+    """Inputs for one view: ``view1``, or ``view1_<input>`` of an encoder that takes several."""
+    inputs = encoder.inputs
+    return [assembly.input(name if len(inputs) == 1 else f"{name}_{value.name}", value) for value in inputs]
+
+
+def names_of(values: list[ir.Value]) -> tuple[str, ...]:
+    return tuple(value.name or "" for value in values)

@@ -1,0 +1,84 @@
+"""The encoder that a recipe is given: what of it is the embedding, and how it comes back trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from gradcut.errors import SpecError
+from gradcut.ops import Builder, Names
+from gradcut.passes import Specialize
+from gradcut.passes.importing.functions import inline
+from gradcut.passes.propagate import main_values
+from gradcut.recipes.assembly import cut_to, imported, one_float_output
+from gradcut.runtime.export import export
+from gradcut.source import Source, own
+from gradcut.subgraphs import body_tensors
+
+Array = np.ndarray[Any, Any]
+
+
+class Encoder:
+    """An exported model with one of its values as the embedding [N, d].
+
+    Args:
+        source: the model.
+        output: the value to take; by default its only float output. Maps [N, C, H, W] are averaged over H and W.
+
+    Attributes:
+        given: the model as it was given. model: imported, cut to the embedding.
+
+    Raises:
+        SpecError: it is unclear which value is meant, or it is no [N, d] or [N, C, H, W] of known width.
+    """
+
+    def __init__(self, source: Source, output: str | None = None) -> None:
+        self.given = own(source)
+        self.model = imported(self.given)
+        value = one_float_output(self.model, output, "the encoder")
+        cut_to(self.model, [_pooled(self.model, value)])
+        if not {*main_values(self.given.graph), *body_tensors(self.given.graph)} >= {*self.model.graph.initializers}:
+            inline(self.given)  # a weight inside a function has its name in the calls' place
+
+    @property
+    def embedding(self) -> ir.Value:
+        return self.model.graph.outputs[0]
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return int(self.embedding.shape[1])  # type: ignore[index, arg-type]
+
+    def inference(self, tensors: Mapping[str, Array]) -> ir.Model:
+        """The encoder up to its embedding in inference mode, with these values for its weights of the same names."""
+        model = self.model.clone()
+        for name, value in model.graph.initializers.items():
+            if name in tensors:
+                value.const_value = ir.Tensor(np.array(tensors[name]), dtype=value.dtype, name=name)
+        Specialize(batch_norm="eval", dropout="eval", draws=False)(model)
+        return model
+
+    def export(self, tensors: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
+        """Write the model as it was given, with these values in it; its marks are stripped."""
+        export(self.given, {name: tensors[name] for name in self.model.graph.initializers if name in tensors}, path)
+
+
+def _pooled(model: ir.Model, value: ir.Value) -> ir.Value:
+    """[N, C, H, W] averaged over H and W; [N, d] as it is."""
+    shape = value.shape
+    if shape is None or len(shape) not in (2, 4) or not isinstance(shape[1], int):
+        have = "a value of unknown shape" if shape is None else str(shape)
+        raise SpecError(
+            f"the embedding is [N, d] or maps [N, C, H, W] with d or C known, and {value.name!r} is {have}; name "
+            "another value: output=NAME"
+        )
+    if len(shape) == 2:
+        return value
+    b = Builder(Names.of(model), prefix="pooled/")
+    mean = b.op("ReduceMean", value, b.ints([2, 3]), keepdims=0, shape=ir.Shape([shape[0], shape[1]]))
+    model.graph.extend(b.nodes)
+    return mean

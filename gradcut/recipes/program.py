@@ -1,0 +1,150 @@
+"""The program that a recipe makes of an encoder, and the session that runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradcut.artifacts import TrainingArtifacts
+from gradcut.compiler import Patterns, compile
+from gradcut.errors import FeedError
+from gradcut.optimizers import Optimizer
+from gradcut.recipes.base import Composed, Recipe
+from gradcut.recipes.diagnostics import spread
+from gradcut.recipes.encoder import Encoder
+from gradcut.runtime.backend import Runner, to_device
+from gradcut.runtime.session import TrainingSession
+from gradcut.source import Source
+
+Array = np.ndarray[Any, Any]
+#: One view of a batch: an array, or arrays by the names of the encoder's inputs.
+View = Array | Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives.
+
+    Attributes:
+        diagnostics: ``std``, see `gradcut.recipes.diagnostics.spread`. outputs: by name. step: updates done after it.
+    """
+
+    loss: float
+    diagnostics: dict[str, float]
+    outputs: dict[str, Array] = field(repr=False)
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recipe around an encoder, compiled.
+
+    Attributes:
+        artifacts: what `gradcut.TrainingSession` trains, and `artifacts.save` writes.
+    """
+
+    recipe: Recipe
+    encoder: Encoder
+    composed: Composed = field(repr=False)
+    artifacts: TrainingArtifacts
+
+    def session(self, device: str = "cpu", threads: int | None = None) -> RecipeSession:
+        return RecipeSession(self, device, threads)
+
+
+def build(
+    recipe: Recipe,
+    encoder: Source,
+    output: str | None = None,
+    train: Patterns | None = None,
+    freeze: Patterns = (),
+    optimizer: Optimizer | str | None = None,
+    seed: int = 0,
+) -> Program:
+    """Compile a recipe around an encoder.
+
+    Args:
+        encoder: a path, a proto or an IR model, as exported; it is not changed.
+        output: the value that is the embedding, [N, d] or maps [N, C, H, W]; by default the only float output.
+        train, freeze: patterns over parameters, those of the heads included; by default everything trains, and every
+            BatchNormalization that trains runs on batch statistics.
+        optimizer: the recipe's by default.
+        seed: what the heads are drawn from, and Dropout.
+
+    Raises:
+        GradcutError: the encoder, an option or a pattern does not fit.
+    """
+    taken = Encoder(encoder, output)
+    composed = recipe.compose(taken, seed)
+    artifacts = compile(
+        composed.model,
+        train=train,
+        freeze=freeze,
+        optimizer=recipe.optimizer if optimizer is None else optimizer,
+        batch_norm="train" if train is None else "auto",
+        seed=seed,
+    )
+    return Program(recipe, taken, composed, artifacts)
+
+
+class RecipeSession:
+    """Trains a program.
+
+    Attributes:
+        training: the `gradcut.TrainingSession` beneath, for checkpoints, gradients and the rest.
+    """
+
+    def __init__(self, program: Program, device: str = "cpu", threads: int | None = None) -> None:
+        self.program, self._threads = program, threads
+        self.training = TrainingSession(program.artifacts, device=device, threads=threads)
+
+    def feeds(self, *views: View, **more: Array) -> dict[str, Array]:
+        """Views and further inputs by the names of the graph.
+
+        Raises:
+            FeedError: too many or too few views, or one that does not name the encoder's inputs.
+        """
+        wanted = self.program.composed.views
+        if len(views) != len(wanted):
+            raise FeedError(f"{self.program.recipe.name} takes {len(wanted)} views of a batch, not {len(views)}")
+        given = self.program.encoder.model.graph.inputs
+        found = dict(more)
+        for view, names in zip(views, wanted, strict=True):
+            found |= zip(names, self._arrays(view, [value.name or "" for value in given]), strict=True)
+        return found
+
+    def _arrays(self, view: View, names: list[str]) -> list[Array]:
+        if isinstance(view, Mapping):
+            if {*view} != {*names}:
+                raise FeedError(f"a view names the encoder's inputs, {', '.join(names)}, not {', '.join(view)}")
+            return [view[name] for name in names]
+        if len(names) != 1:
+            raise FeedError(f"the encoder takes {', '.join(names)}; give a view as arrays by these names")
+        return [view]
+
+    def step(self, *views: View, lr: float | None = None, **more: Array) -> StepResult:
+        """One update on views of one batch.
+
+        Raises:
+            FeedError, NotFiniteError: see `gradcut.TrainingSession.step`.
+        """
+        result = self.training.step(self.feeds(*views, **more), lr=lr)
+        found = [spread(result.outputs[name]) for name in self.program.composed.spread]
+        diagnostics = {"std": float(np.mean(found))} if found else {}
+        return StepResult(result.loss, diagnostics, result.outputs, result.step)
+
+    def embed(self, view: View) -> Array:
+        """The encoder's embedding [N, d] in inference mode, with the weights and running statistics of now."""
+        names = [value.name or "" for value in self.program.encoder.model.graph.inputs]
+        runner = Runner(self.program.encoder.inference(self.training.tensors()), "cpu", self._threads)
+        feeds = zip(names, self._arrays(view, names), strict=True)
+        (found,) = runner.run({name: to_device(np.ascontiguousarray(array), "cpu") for name, array in feeds}, {}).values()
+        return np.array(found.numpy())
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the encoder as it was given, with its trained weights and running statistics."""
+        self.program.encoder.export(self.training.tensors(), path)
