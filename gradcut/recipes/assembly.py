@@ -129,7 +129,9 @@ class Assembly:
             name="recipe",
             doc_string=doc or None,
         )
-        model = ir.Model(graph, ir_version=_IR_VERSION, producer_name="gradcut", functions=list(self._functions.values()))
+        model = ir.Model(
+            graph, ir_version=_IR_VERSION, producer_name="gradcut", functions=list(self._functions.values())
+        )
         write_json(model, FROZEN, sorted(self._frozen))
         declare(model)
         return model

@@ -32,9 +32,7 @@ class Probe:
     k: int = 1
 
     def __call__(self, session: RecipeSession) -> float:
-        return knn_accuracy(
-            session.embed(self.known), self.labels, session.embed(self.asked), self.expected, self.k
-        )
+        return knn_accuracy(session.embed(self.known), self.labels, session.embed(self.asked), self.expected, self.k)
 
 
 @dataclass(frozen=True)

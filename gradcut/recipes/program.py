@@ -142,7 +142,9 @@ class RecipeSession:
         names = [value.name or "" for value in self.program.encoder.model.graph.inputs]
         runner = Runner(self.program.encoder.inference(self.training.tensors()), "cpu", self._threads)
         feeds = zip(names, self._arrays(view, names), strict=True)
-        (found,) = runner.run({name: to_device(np.ascontiguousarray(array), "cpu") for name, array in feeds}, {}).values()
+        (found,) = runner.run(
+            {name: to_device(np.ascontiguousarray(array), "cpu") for name, array in feeds}, {}
+        ).values()
         return np.array(found.numpy())
 
     def export(self, path: str | os.PathLike[str]) -> None:

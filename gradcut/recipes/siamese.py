@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from gradcut.errors import SpecError
+from gradcut.errors import LossError, SpecError
 from gradcut.losses import Loss, parse_loss
 from gradcut.recipes.assembly import Assembly
 from gradcut.recipes.base import Composed, Recipe, names_of, view_inputs
@@ -44,6 +44,12 @@ class SimSiam(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("projector", "dim")
+        D = parse_loss(self.loss)
+        if not D.elementwise or D.output or D.labels or D.target:
+            raise LossError(
+                "simsiam: loss is one between two vectors, such as neg_cosine or mse, with nothing said of what it "
+                f"reads, not {self.loss!r}"
+            )
         if self.predictor < 0:
             raise SpecError(f"simsiam: predictor is {self.predictor}; it is at least 0")
 

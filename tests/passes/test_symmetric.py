@@ -136,8 +136,8 @@ def test_class_numbers_may_be_the_target_and_micro_batches_then_are_refused() ->
 
 REFUSED = {
     "neg_cosine:output=p1,target=z3": "neg_cosine: target: the model has no value 'z3'. Nearest: z2, z1.",
-    "neg_cosine:output=p1,target=x": "neg_cosine reads labels of FLOAT[n,3], and the target 'x' is FLOAT[n,2]; name one "
-    "like its output",
+    "neg_cosine:output=p1,target=x": "neg_cosine reads labels of FLOAT[n,3], and the target 'x' is FLOAT[n,2]; "
+    "name one like its output",
     "cross_entropy:output=p1,target=z2": "cross_entropy reads labels of INT64[n], and the target 'z2' is FLOAT[n,3]; "
     "name one like its output",
 }
@@ -156,7 +156,7 @@ def test_what_symmetric_refuses(tmp_path: Path) -> None:
         losses.symmetric(*four, loss="mse:output=p1")
     with pytest.raises(LossError, match="symmetric takes a loss such as"):
         losses.symmetric(*four, loss=3)  # type: ignore[arg-type]
-    with pytest.raises(LossError, match="say which input of its.onnx is which"):
+    with pytest.raises(LossError, match=r"say which input of its\.onnx is which"):
         losses.symmetric(*four, loss="its.onnx")
     with pytest.raises(LossError, match="there is no loss 'negcosine'"):
         losses.symmetric(*four, loss="negcosine")

@@ -1,0 +1,42 @@
+"""The recipes by name, and a function for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradcut.errors import SpecError
+from gradcut.recipes.base import Recipe
+from gradcut.recipes.program import Program, build
+from gradcut.recipes.siamese import SimSiam
+from gradcut.source import Source
+from gradcut.text import parse_spec, unknown
+
+RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam,)}
+#: What `build` takes beside a recipe and an encoder.
+_BUILDING = ("output", "train", "freeze", "optimizer", "seed")
+
+
+def parse(text: str) -> Recipe:
+    """A recipe from its text, ``simsiam:projector=128,dim=128``.
+
+    Raises:
+        SpecError: no such recipe, no such option, or a value that it does not take.
+    """
+    name, options = parse_spec(text)
+    if name not in RECIPES:
+        raise SpecError(unknown("recipe", name, RECIPES))
+    return RECIPES[name].of(options)
+
+
+def simsiam(encoder: Source, recipe: SimSiam | None = None, **options: Any) -> Program:
+    """SimSiam around an encoder; `options` are those of `SimSiam`, where none is given, and of `build`."""
+    return _built(SimSiam, encoder, recipe, options)
+
+
+def _built(cls: type[Recipe], encoder: Source, recipe: Recipe | None, options: dict[str, Any]) -> Program:
+    building = {name: options.pop(name) for name in _BUILDING if name in options}
+    if recipe is not None and not isinstance(recipe, cls):
+        raise SpecError(f"{cls.name} takes gradcut.recipes.{cls.__name__}(...), not {recipe!r}")
+    if recipe is not None and options:
+        raise SpecError(f"{cls.name}: options beside a recipe ({', '.join(options)}); say them in the recipe")
+    return build(cls.of(options) if recipe is None else recipe, encoder, **building)
