@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from gradcut.cli import check, compile, explain, export, inspect, opt, train, train_options, visualize
+from gradcut.cli import check, compile, explain, export, inspect, opt, recipe, train, train_options, visualize
 from gradcut.errors import GradcutError
 
 #: typer has click's exceptions, its own copy of them in newer versions.
@@ -106,6 +106,7 @@ def _options(
 
 app.command("compile")(compile.command)
 app.command("train", cls=train_options.Grouped)(train.command)
+app.command("recipe", cls=recipe.RecipeCommand)(recipe.command)
 app.command("export")(export.command)
 app.command("check")(check.command)
 app.command("inspect")(inspect.command)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import onnx_ir as ir
 
@@ -68,15 +69,23 @@ class Recipe(ABC):
             if key not in known:
                 near = ", ".join(nearest(key, known, 1) or known)
                 raise SpecError(f"{cls.name} has no option {key!r}. Nearest: {near}.")
-        return cls(**options)  # type: ignore[arg-type]
+        return cls(**options)
+
+    def options(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return {one.name: values[one.name] for one in dataclasses.fields(self) if values[one.name] != one.default}
 
     def spec(self) -> str:
-        """Text that `gradcut.recipes.parse` reads back; only what differs from the defaults."""
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return format_spec(
-            self.name,
-            {one.name: values[one.name] for one in dataclasses.fields(self) if values[one.name] != one.default},
-        )
+        """Text that `gradcut.recipes.parse` reads back."""
+        return format_spec(self.name, self.options())
+
+    @classmethod
+    def summary(cls) -> str:
+        """What it is, and its options with their defaults."""
+        said = (inspect.getdoc(cls) or "").partition("\n")[0]
+        defaults = {one.name: one.default for one in dataclasses.fields(cls)}
+        return f"{said} {format_spec(cls.name, defaults)}"  # type: ignore[arg-type]
 
     def _require_positive(self, *names: str) -> None:
         for name in names:

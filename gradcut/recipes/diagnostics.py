@@ -45,4 +45,5 @@ def gradient_norms(gradients: Mapping[str, Array]) -> dict[str, float]:
 
 def _unit(x: Array) -> Array:
     wide = np.asarray(x, np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    unit: Array = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return unit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,17 +49,23 @@ class Encoder:
         return self.model.graph.outputs[0]
 
     @property
+    def inputs(self) -> list[str]:
+        """The names of what the embedding is computed from, as the given model has them."""
+        return [value.name or "" for value in self.model.graph.inputs]
+
+    @property
     def width(self) -> int:
         """d."""
         return int(self.embedding.shape[1])  # type: ignore[index, arg-type]
 
-    def inference(self, tensors: Mapping[str, Array]) -> ir.Model:
-        """The encoder up to its embedding in inference mode, with these values for its weights of the same names."""
+    def inference(self, moving: Collection[str]) -> ir.Model:
+        """The encoder up to its embedding in inference mode, with the weights of these names as inputs."""
         model = self.model.clone()
-        for name, value in model.graph.initializers.items():
-            if name in tensors:
-                value.const_value = ir.Tensor(np.array(tensors[name]), dtype=value.dtype, name=name)
         Specialize(batch_norm="eval", dropout="eval", draws=False)(model)
+        for name in [name for name in model.graph.initializers if name in moving]:
+            value = model.graph.initializers.pop(name)
+            value.const_value = None
+            model.graph.inputs.append(value)
         return model
 
     def export(self, tensors: Mapping[str, Array], path: str | os.PathLike[str]) -> None:

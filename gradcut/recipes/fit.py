@@ -32,7 +32,9 @@ class Probe:
     k: int = 1
 
     def __call__(self, session: RecipeSession) -> float:
-        return knn_accuracy(session.embed(self.known), self.labels, session.embed(self.asked), self.expected, self.k)
+        found = session.embed(np.concatenate([self.known, self.asked]))
+        known, asked = found[: len(self.known)], found[len(self.known) :]
+        return knn_accuracy(known, self.labels, asked, self.expected, self.k)
 
 
 @dataclass(frozen=True)

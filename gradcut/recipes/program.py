@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradcut.artifacts import TrainingArtifacts
-from gradcut.compiler import Patterns, compile
+from gradcut.compiler import compile
 from gradcut.errors import FeedError
 from gradcut.optimizers import Optimizer
 from gradcut.recipes.base import Composed, Recipe
@@ -19,6 +19,7 @@ from gradcut.recipes.encoder import Encoder
 from gradcut.runtime.backend import Runner, to_device
 from gradcut.runtime.session import TrainingSession
 from gradcut.source import Source
+from gradcut.steps import Patterns
 
 Array = np.ndarray[Any, Any]
 #: One view of a batch: an array, or arrays by the names of the encoder's inputs.
@@ -100,6 +101,7 @@ class RecipeSession:
 
     def __init__(self, program: Program, device: str = "cpu", threads: int | None = None) -> None:
         self.program, self._threads = program, threads
+        self._inference: Runner | None = None
         self.training = TrainingSession(program.artifacts, device=device, threads=threads)
 
     def feeds(self, *views: View, **more: Array) -> dict[str, Array]:
@@ -111,10 +113,9 @@ class RecipeSession:
         wanted = self.program.composed.views
         if len(views) != len(wanted):
             raise FeedError(f"{self.program.recipe.name} takes {len(wanted)} views of a batch, not {len(views)}")
-        given = self.program.encoder.model.graph.inputs
         found = dict(more)
         for view, names in zip(views, wanted, strict=True):
-            found |= zip(names, self._arrays(view, [value.name or "" for value in given]), strict=True)
+            found |= zip(names, self._arrays(view, self.program.encoder.inputs), strict=True)
         return found
 
     def _arrays(self, view: View, names: list[str]) -> list[Array]:
@@ -137,16 +138,21 @@ class RecipeSession:
         diagnostics = {"std": float(np.mean(found))} if found else {}
         return StepResult(result.loss, diagnostics, result.outputs, result.step)
 
+    def tensors(self) -> dict[str, Array]:
+        """Every parameter and what else moves, such as running statistics, by name, as copies."""
+        return {**self.training.parameters(), **self.training.state()}
+
     def embed(self, view: View) -> Array:
         """The encoder's embedding [N, d] in inference mode, with the weights and running statistics of now."""
-        names = [value.name or "" for value in self.program.encoder.model.graph.inputs]
-        runner = Runner(self.program.encoder.inference(self.training.tensors()), "cpu", self._threads)
-        feeds = zip(names, self._arrays(view, names), strict=True)
-        (found,) = runner.run(
-            {name: to_device(np.ascontiguousarray(array), "cpu") for name, array in feeds}, {}
-        ).values()
+        tensors = self.tensors()
+        if self._inference is None:
+            self._inference = Runner(self.program.encoder.inference(tensors), "cpu", self._threads)
+        names = self.program.encoder.inputs
+        feeds = {**tensors, **dict(zip(names, self._arrays(view, names), strict=True))}
+        given = {name: to_device(np.ascontiguousarray(feeds[name]), "cpu") for name in self._inference.inputs}
+        (found,) = self._inference.run(given, {}).values()
         return np.array(found.numpy())
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write the encoder as it was given, with its trained weights and running statistics."""
-        self.program.encoder.export(self.training.tensors(), path)
+        self.program.encoder.export(self.tensors(), path)

@@ -84,4 +84,4 @@ def symmetric(
     targets = [a.stop(value) if stop_gradient else value for value in reversed(z)]
     with a.build("loss/") as b:
         terms = [D.build(b, one, target) * factor for one, target in zip(p, targets, strict=True)]
-        return terms[0] + terms[1]
+        return b.Add(terms[0], terms[1])

@@ -5,12 +5,14 @@ Every draw comes from the generator that a call is given, so that a batch's view
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradcut.errors import SpecError
+from gradcut.text import format_spec, parse_spec, unknown
 
 Array = np.ndarray[Any, Any]
 
@@ -45,6 +47,28 @@ class Augmentation:
             low, high = limits.get(name, (0.0, np.inf))
             if not low <= getattr(self, name) <= high:
                 raise SpecError(f"augmentation: {name} is {getattr(self, name)}; it is from {low:g} to {high:g}")
+
+    @classmethod
+    def parse(cls, text: str) -> Augmentation:
+        """From ``rotation=15,noise=0.1``.
+
+        Raises:
+            SpecError: no such option, or a value that it does not take.
+        """
+        _, options = parse_spec(f"augmentation:{text}")
+        known = [one.name for one in dataclasses.fields(cls)]
+        for name, value in options.items():
+            if name not in known:
+                raise SpecError(unknown("way to augment", name, known))
+            if isinstance(value, (bool, str)):
+                raise SpecError(f"augmentation: {name} is a number, not {value!r}")
+        return cls(**options)  # type: ignore[arg-type]
+
+    def spec(self) -> str:
+        """Text that `parse` reads back; only what differs from the defaults."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        changed = {one.name: values[one.name] for one in dataclasses.fields(self) if values[one.name] != one.default}
+        return format_spec("", changed).removeprefix(":")
 
     def __call__(self, images: Array, rng: np.random.Generator) -> Array:
         """One view [N, C, H, W] of each image, in the images' dtype."""

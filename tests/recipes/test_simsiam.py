@@ -32,25 +32,25 @@ def program(**options: Any) -> recipes.Program:
 
 @pytest.mark.parametrize("last_bn", [False, True])
 def test_twenty_steps_follow_torch(last_bn: bool) -> None:
-    """At a rate where torch follows itself: at 0.05 a change of 1e-7 in one weight is one of 1e-3 in the loss by then,
-    as ReLUs switch."""
-    ours = program(projector=64, dim=32, predictor=16, last_bn=last_bn, optimizer=SGD.replace("0.05", "0.005"))
+    """Where torch follows itself: at a rate of 0.05 a change of 1e-7 in one weight is one of 1e-3 in the loss of the
+    twentieth step, as ReLUs switch."""
+    ours = program(projector=64, dim=32, predictor=16, last_bn=last_bn, optimizer=SGD.replace("0.05", "0.001"))
     theirs = plain.SimSiam(ours)
-    optimizer = plain.sgd([theirs], lr=0.005, momentum=0.9, weight_decay=1e-4)
+    optimizer = plain.sgd([theirs], lr=0.001, momentum=0.9, weight_decay=1e-4)
     session = ours.session(threads=1)
-    for number, views in enumerate(plain.view_batches(20, 128, SEED)):
+    losses = []
+    for number, views in enumerate(plain.view_batches(20, 256, SEED)):
         optimizer.zero_grad()
         loss = plain.simsiam_loss(*theirs(*map(torch.from_numpy, views)))
         loss.backward()
         optimizer.step()
-        result = session.step(*views)
-        assert result.loss == pytest.approx(loss.item(), abs=1e-4), f"step {number + 1}, seed {SEED}"
+        losses.append(session.step(*views).loss)
+        assert losses[-1] == pytest.approx(loss.item(), abs=1e-4), f"step {number + 1}, seed {SEED}"
+    assert losses[-1] < losses[0] - 0.08
     modules = {"": theirs.encoder, "projector.": theirs.projector, "predictor.": theirs.predictor}
-    tensors = session.training.tensors()
+    tensors = session.tensors()
     assert plain.largest_difference(tensors, plain.named_tensors(modules))[0] < 1e-4
-    if last_bn:  # a norm without scale and bias has no names of torch's for them
-        del modules["projector."]
-    assert plain.largest_difference(tensors, plain.named_tensors(modules, buffers=True))[0] < 1e-4
+    assert plain.largest_difference(tensors, plain.named_tensors(modules, buffers=True))[0] < 1e-3
 
 
 def test_the_first_gradients_are_torchs() -> None:
@@ -193,7 +193,7 @@ def test_the_tuned_encoder_comes_out(tmp_path: Any) -> None:
     session.export(tmp_path / "tuned.onnx")
     before, after = onnx.load(plain.encoder_file()), onnx.load(tmp_path / "tuned.onnx")
     assert [one.name for one in after.graph.initializer] == [one.name for one in before.graph.initializer]
-    tensors = session.training.tensors()
+    tensors = session.tensors()
     for old, new in zip(before.graph.initializer, after.graph.initializer, strict=True):
         array = onnx.numpy_helper.to_array(new)
         assert not np.array_equal(array, onnx.numpy_helper.to_array(old)), new.name
