@@ -70,7 +70,7 @@ def command(
     from gradcut.artifacts import check_target, exclusive
     from gradcut.recipes import build, parse
     from gradcut.recipes.images import Images
-    from gradcut.recipes.runs import Plan, compared, train_all
+    from gradcut.recipes.runs import Plan, compared, rehearse, train_all
     from gradcut.recipes.views import Augmentation
 
     recipe = parse(f"{name}{',' if ':' in name else ':'}stop_gradient=false" if no_stop_gradient else name)
@@ -87,6 +87,8 @@ def command(
     make = partial(build, encoder=encoder, output=embedding, train=train, freeze=freeze or (), optimizer=optimizer)
     program = make(recipe, seed=seed)
     images = None if data is None else Images.load(data, program.encoder.inputs[0], eval_split)
+    if images is not None:
+        rehearse(program, images, plan)
     program.artifacts.save(folder, force=force)
     rows(_summary(program))
     for text in program.artifacts.manifest["warnings"]:

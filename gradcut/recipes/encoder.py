@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from gradcut.errors import SpecError
+from gradcut.errors import FeedError, SpecError
 from gradcut.ops import Builder, Names
 from gradcut.passes import Specialize
 from gradcut.passes.importing.functions import inline
@@ -20,6 +20,8 @@ from gradcut.source import Source, own
 from gradcut.subgraphs import body_tensors
 
 Array = np.ndarray[Any, Any]
+#: One view of a batch: an array, or arrays by the names of the encoder's inputs.
+View = Array | Mapping[str, Array]
 
 
 class Encoder:
@@ -57,6 +59,21 @@ class Encoder:
     def width(self) -> int:
         """d."""
         return int(self.embedding.shape[1])  # type: ignore[index, arg-type]
+
+    def arrays(self, view: View) -> list[Array]:
+        """A view's arrays in the order of `inputs`.
+
+        Raises:
+            FeedError: it does not name the inputs.
+        """
+        names = self.inputs
+        if isinstance(view, Mapping):
+            if {*view} != {*names}:
+                raise FeedError(f"a view names the encoder's inputs, {', '.join(names)}, not {', '.join(view)}")
+            return [view[name] for name in names]
+        if len(names) != 1:
+            raise FeedError(f"the encoder takes {', '.join(names)}; give a view as arrays by these names")
+        return [view]
 
     def inference(self, moving: Collection[str]) -> ir.Model:
         """The encoder up to its embedding in inference mode, with the weights of these names as inputs."""

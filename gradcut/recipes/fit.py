@@ -76,9 +76,7 @@ def fit(
     Raises:
         DataError: there are fewer images than a batch has.
     """
-    batches = len(images) // batch_size if batch_size > 0 else 0
-    if not batches:
-        raise DataError(f"{len(images)} images make no batch of {batch_size}")
+    batches = full_batches(len(images), batch_size)
     rate = parse_schedule(schedule).over(epochs * batches, session.training.optimizer.lr)
     count = len(session.program.composed.views)
     found = []
@@ -88,7 +86,7 @@ def fit(
         for number, rows in enumerate(_batches(len(images), batch_size, rng)):
             views = augmentation.views(images[rows], rng, count)
             if number + 1 == batches:
-                norms = gradient_norms(session.training.gradients(session.feeds(*views)))
+                norms = gradient_norms(session.training.gradients(session.program.feeds(*views)))
             results.append(session.step(*views, lr=rate(session.training.steps)))
         means = {key: float(np.mean([one.diagnostics[key] for one in results])) for key in results[0].diagnostics}
         loss = float(np.mean([one.loss for one in results]))
@@ -97,6 +95,17 @@ def fit(
         if watch is not None:
             watch(found[-1])
     return found
+
+
+def full_batches(count: int, size: int) -> int:
+    """How many full batches so many images make.
+
+    Raises:
+        DataError: none.
+    """
+    if size < 1 or count < size:
+        raise DataError(f"{count} images make no batch of {size}")
+    return count // size
 
 
 def _batches(count: int, size: int, rng: np.random.Generator) -> Iterator[Array]:

@@ -15,15 +15,14 @@ from gradcut.errors import FeedError
 from gradcut.optimizers import Optimizer
 from gradcut.recipes.base import Composed, Recipe
 from gradcut.recipes.diagnostics import spread
-from gradcut.recipes.encoder import Encoder
+from gradcut.recipes.encoder import Encoder, View
 from gradcut.runtime.backend import Runner, to_device
+from gradcut.runtime.feeds import FeedCheck
 from gradcut.runtime.session import TrainingSession
 from gradcut.source import Source
 from gradcut.steps import Patterns
 
 Array = np.ndarray[Any, Any]
-#: One view of a batch: an array, or arrays by the names of the encoder's inputs.
-View = Array | Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,25 @@ class Program:
 
     def session(self, device: str = "cpu", threads: int | None = None) -> RecipeSession:
         return RecipeSession(self, device, threads)
+
+    def feeds(self, *views: View, **more: Array) -> dict[str, Array]:
+        """Views and further inputs by the names of the graph.
+
+        Raises:
+            FeedError: too many or too few views, or one that does not name the encoder's inputs.
+        """
+        wanted = self.composed.views
+        if len(views) != len(wanted):
+            raise FeedError(f"{self.recipe.name} takes {len(wanted)} views of a batch, not {len(views)}")
+        found = dict(more)
+        for view, names in zip(views, wanted, strict=True):
+            found |= zip(names, self.encoder.arrays(view), strict=True)
+        return found
+
+    def check(self, feeds: Mapping[str, Array]) -> None:
+        """Raise FeedError where feeds do not fit, before there is a session."""
+        ports = self.artifacts.manifest["graphs"]["training_model"]["inputs"]
+        FeedCheck([port for port in ports if port["role"] in ("user", "label")], None)(feeds)
 
 
 def build(
@@ -104,36 +122,13 @@ class RecipeSession:
         self._inference: Runner | None = None
         self.training = TrainingSession(program.artifacts, device=device, threads=threads)
 
-    def feeds(self, *views: View, **more: Array) -> dict[str, Array]:
-        """Views and further inputs by the names of the graph.
-
-        Raises:
-            FeedError: too many or too few views, or one that does not name the encoder's inputs.
-        """
-        wanted = self.program.composed.views
-        if len(views) != len(wanted):
-            raise FeedError(f"{self.program.recipe.name} takes {len(wanted)} views of a batch, not {len(views)}")
-        found = dict(more)
-        for view, names in zip(views, wanted, strict=True):
-            found |= zip(names, self._arrays(view, self.program.encoder.inputs), strict=True)
-        return found
-
-    def _arrays(self, view: View, names: list[str]) -> list[Array]:
-        if isinstance(view, Mapping):
-            if {*view} != {*names}:
-                raise FeedError(f"a view names the encoder's inputs, {', '.join(names)}, not {', '.join(view)}")
-            return [view[name] for name in names]
-        if len(names) != 1:
-            raise FeedError(f"the encoder takes {', '.join(names)}; give a view as arrays by these names")
-        return [view]
-
     def step(self, *views: View, lr: float | None = None, **more: Array) -> StepResult:
         """One update on views of one batch.
 
         Raises:
             FeedError, NotFiniteError: see `gradcut.TrainingSession.step`.
         """
-        result = self.training.step(self.feeds(*views, **more), lr=lr)
+        result = self.training.step(self.program.feeds(*views, **more), lr=lr)
         found = [spread(result.outputs[name]) for name in self.program.composed.spread]
         diagnostics = {"std": float(np.mean(found))} if found else {}
         return StepResult(result.loss, diagnostics, result.outputs, result.step)
@@ -144,11 +139,10 @@ class RecipeSession:
 
     def embed(self, view: View) -> Array:
         """The encoder's embedding [N, d] in inference mode, with the weights and running statistics of now."""
-        tensors = self.tensors()
+        tensors, encoder = self.tensors(), self.program.encoder
         if self._inference is None:
-            self._inference = Runner(self.program.encoder.inference(tensors), "cpu", self._threads)
-        names = self.program.encoder.inputs
-        feeds = {**tensors, **dict(zip(names, self._arrays(view, names), strict=True))}
+            self._inference = Runner(encoder.inference(tensors), "cpu", self._threads)
+        feeds = {**tensors, **dict(zip(encoder.inputs, encoder.arrays(view), strict=True))}
         given = {name: to_device(np.ascontiguousarray(feeds[name]), "cpu") for name in self._inference.inputs}
         (found,) = self._inference.run(given, {}).values()
         return np.array(found.numpy())

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gradcut.artifacts import CHECKPOINT, METRICS
 from gradcut.errors import SpecError
 from gradcut.io import atomic_write_bytes
 from gradcut.recipes.base import Recipe
-from gradcut.recipes.fit import Epoch, fit
+from gradcut.recipes.fit import Epoch, fit, full_batches
 from gradcut.recipes.images import Images
 from gradcut.recipes.program import Program, RecipeSession
 from gradcut.recipes.views import Augmentation
@@ -95,6 +97,18 @@ def compared(recipe: Recipe) -> dict[str, Recipe]:
     if not getattr(recipe, "stop_gradient", False):
         raise SpecError(f"{recipe.name}: there is no mark to take out for --compare")
     return {"with the mark": recipe, "without it": recipe.of({**recipe.options(), "stop_gradient": False})}
+
+
+def rehearse(program: Program, images: Images, plan: Plan) -> None:
+    """Raise where the images do not fit, before anything is written.
+
+    Raises:
+        DataError: they make no batch. FeedError: they are not what the encoder takes.
+    """
+    full_batches(len(images.training), plan.batch_size)
+    rng, rows = np.random.default_rng(0), images.training[: plan.batch_size]
+    views = plan.augmentation.views(images.image[rows], rng, len(program.composed.views))
+    program.check(program.feeds(*views))
 
 
 def train_all(

@@ -61,7 +61,7 @@ def test_the_first_gradients_are_torchs() -> None:
     modules = (("", theirs.encoder), ("projector.", theirs.projector), ("predictor.", theirs.predictor))
     wanted = {f"{prefix}{name}": p.grad for prefix, module in modules for name, p in module.named_parameters()}
     session = ours.session(threads=1)
-    gradients = session.training.gradients(session.feeds(*views))
+    gradients = session.training.gradients(session.program.feeds(*views))
     assert gradients.keys() == wanted.keys()
     scale = max(float(one.abs().max()) for one in wanted.values() if one is not None)
     assert plain.largest_difference(gradients, wanted)[0] < 1e-5 * max(scale, 1)  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def test_the_model_and_losses_symmetric_say_the_same() -> None:
         gradcut.compile(bare, losses.symmetric("p1", "p2", "z1", "z2"), batch_norm="train"), threads=1
     )
     session = ours.session(threads=1)
-    feeds = session.feeds(*plain.view_batches(1, 32, SEED)[0])
+    feeds = session.program.feeds(*plain.view_batches(1, 32, SEED)[0])
     for name, gradient in session.training.gradients(feeds).items():
         np.testing.assert_allclose(other.gradients(feeds)[name], gradient, rtol=1e-4, atol=1e-7, err_msg=name)
 
@@ -123,7 +123,7 @@ def test_without_a_predictor_the_mark_halves_the_gradient() -> None:
     found = []
     for stop in (True, False):
         session = program(predictor=0, stop_gradient=stop).session(threads=1)
-        found.append(session.training.gradients(session.feeds(*views)))
+        found.append(session.training.gradients(session.program.feeds(*views)))
     half, whole = found
     scale = max(float(np.abs(one).max()) for one in whole.values())
     assert scale > 1e-3
