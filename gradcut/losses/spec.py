@@ -1,12 +1,7 @@
 """The text of losses: ``cross_entropy:output=logits + 0.5*mse:output=value``.
 
-<<<<<<< HEAD
 A term is a loss with its options, a loss graph ``FILE.onnx:its_input=model_output``, or a scalar output of the model by
-its name, with a factor before it.
-=======
-A term is a loss with its options, or a loss graph ``FILE.onnx:its_input=model_output``, with a factor before it; the
-graph reads ``stop(model_output)`` through a mark.
->>>>>>> b9836b2 (Losses read a value of the model in place of labels; neg_cosine; losses.symmetric)
+its name, with a factor before it. A graph reads ``stop(model_output)`` through a mark.
 """
 
 from __future__ import annotations
