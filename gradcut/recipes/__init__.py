@@ -9,20 +9,27 @@ A recipe is a frozen dataclass of its numbers; to add one: a class on `Recipe`, 
 """
 
 from gradcut.recipes.base import CATEGORIES, Composed, Recipe
+from gradcut.recipes.contrastive import MoCo, SimCLR
 from gradcut.recipes.program import Program, RecipeSession, StepResult, build
-from gradcut.recipes.siamese import SimSiam
-from gradcut.recipes.table import RECIPES, parse, simsiam
+from gradcut.recipes.siamese import BYOL, SimSiam
+from gradcut.recipes.table import RECIPES, byol, moco, parse, simclr, simsiam
 
 __all__ = [
+    "BYOL",
     "CATEGORIES",
     "RECIPES",
     "Composed",
+    "MoCo",
     "Program",
     "Recipe",
     "RecipeSession",
+    "SimCLR",
     "SimSiam",
     "StepResult",
     "build",
+    "byol",
+    "moco",
     "parse",
+    "simclr",
     "simsiam",
 ]

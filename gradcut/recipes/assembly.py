@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from gradcut.dialect import declare, new_mark
@@ -31,6 +33,7 @@ from gradcut.source import Source, own
 from gradcut.subgraphs import Copy, captured, inner_graphs
 from gradcut.text import join_names, nearest
 
+Array = np.ndarray[Any, Any]
 #: The IR version that opset 21 needs; stock runtimes refuse files that are newer than themselves.
 _IR_VERSION = 10
 
@@ -67,13 +70,20 @@ class Assembly:
         self._opsets.update({domain: max(v, self._opsets.get(domain, 0)) for domain, v in mine.opset_imports.items()})
         self._functions.update(mine.functions)
         decided = decide(mine.graph, REGISTRY)
-        weights = {}
+        weights, parameters = {}, []
         for name, value in mine.graph.initializers.items():
-            trained = trains and decided[name].kind == "parameter"
-            weights[value] = self._weight(f"{scope}{name}", value, trained)
+            if decided[name].kind == "parameter":
+                parameters.append(f"{scope}{name}")
+            weights[value] = self._weight(f"{scope}{name}", value, trains and decided[name].kind == "parameter")
         if trains:
             self._frozen += [f"{scope}{name}" for name in frozen_names(mine) if name in mine.graph.initializers]
-        return Module(self, mine.graph, weights, {v.name or "": v for v in weights.values()})
+        return Module(self, mine.graph, weights, parameters)
+
+    def tensor(self, name: str, array: Array) -> ir.Value:
+        """A tensor that is no parameter, such as a queue that is declared as state."""
+        tensor = ir.Tensor(array, name=name)
+        shape = ir.Shape(list(array.shape))
+        return self._weight(name, ir.Value(type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor), False)
 
     def _weight(self, name: str, like: ir.Value, trained: bool) -> ir.Value:
         if name in self._weights:
@@ -141,14 +151,14 @@ class Module:
     """A model inside an assembly; made by `Assembly.module`.
 
     Attributes:
-        weights: by the names they have in the assembly, in the order of the model.
+        parameters: the names that they have in the assembly, in the order of the model.
     """
 
     def __init__(
-        self, assembly: Assembly, graph: ir.Graph, values: Mapping[ir.Value, ir.Value], weights: Mapping[str, ir.Value]
+        self, assembly: Assembly, graph: ir.Graph, values: Mapping[ir.Value, ir.Value], parameters: Sequence[str]
     ) -> None:
         self._assembly, self._graph, self._values = assembly, graph, values
-        self.weights = weights
+        self.parameters = tuple(parameters)
 
     @property
     def inputs(self) -> list[ir.Value]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ from gradcut.errors import SpecError
 from gradcut.losses.base import option
 from gradcut.recipes.assembly import Assembly, Module
 from gradcut.recipes.encoder import Encoder
+from gradcut.state import EMA, State
 from gradcut.text import Scalar, format_spec, nearest
 
 CATEGORIES = ("contrastive", "non-contrastive", "generative", "self-distillation", "supervised")
@@ -26,12 +27,13 @@ class Composed:
 
     Attributes:
         views: for each view, the inputs that it is fed to, in the order of the encoder's. spread: the outputs
-            [N, d] whose spread over the sphere is looked at.
+            [N, d] whose spread over the sphere is looked at. state: what moves without a gradient.
     """
 
     model: ir.Model
     views: tuple[tuple[str, ...], ...]
     spread: tuple[str, ...] = ()
+    state: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,26 @@ class Recipe(ABC):
             if not getattr(self, name) > 0:
                 raise SpecError(f"{self.name}: {name} is {getattr(self, name)}; it is above 0")
 
+    def _require_share(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise SpecError(f"{self.name}: {name} is {getattr(self, name)}; it is from 0 to 1")
+
 
 def view_inputs(assembly: Assembly, encoder: Module, name: str) -> list[ir.Value]:
     """Inputs for one view: ``view1``, or ``view1_<input>`` of an encoder that takes several."""
     inputs = encoder.inputs
     return [assembly.input(name if len(inputs) == 1 else f"{name}_{value.name}", value) for value in inputs]
+
+
+def averages(targets: Sequence[Module], of: Sequence[Module], decay: float, steps: int) -> EMA:
+    """Each parameter of some modules as the running average of another's; `steps`: until the decay is 1, 0: never."""
+    pairs = {
+        target: parameter
+        for mine, its in zip(targets, of, strict=True)
+        for target, parameter in zip(mine.parameters, its.parameters, strict=True)
+    }
+    return EMA(pairs, decay=decay, until=steps or None)
 
 
 def names_of(values: list[ir.Value]) -> tuple[str, ...]:

@@ -106,6 +106,7 @@ def build(
         optimizer=recipe.optimizer if optimizer is None else optimizer,
         batch_norm="train" if train is None else "auto",
         seed=seed,
+        state=composed.state,
     )
     return Program(recipe, taken, composed, artifacts)
 

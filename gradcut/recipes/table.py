@@ -6,12 +6,13 @@ from typing import Any
 
 from gradcut.errors import SpecError
 from gradcut.recipes.base import Recipe
+from gradcut.recipes.contrastive import MoCo, SimCLR
 from gradcut.recipes.program import Program, build
-from gradcut.recipes.siamese import SimSiam
+from gradcut.recipes.siamese import BYOL, SimSiam
 from gradcut.source import Source
 from gradcut.text import parse_spec, unknown
 
-RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam,)}
+RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam, BYOL, SimCLR, MoCo)}
 #: What `build` takes beside a recipe and an encoder.
 _BUILDING = ("output", "train", "freeze", "optimizer", "seed")
 
@@ -31,6 +32,21 @@ def parse(text: str) -> Recipe:
 def simsiam(encoder: Source, recipe: SimSiam | None = None, **options: Any) -> Program:
     """SimSiam around an encoder; `options` are those of `SimSiam`, where none is given, and of `build`."""
     return _built(SimSiam, encoder, recipe, options)
+
+
+def byol(encoder: Source, recipe: BYOL | None = None, **options: Any) -> Program:
+    """BYOL around an encoder; see `simsiam`."""
+    return _built(BYOL, encoder, recipe, options)
+
+
+def simclr(encoder: Source, recipe: SimCLR | None = None, **options: Any) -> Program:
+    """SimCLR around an encoder; see `simsiam`."""
+    return _built(SimCLR, encoder, recipe, options)
+
+
+def moco(encoder: Source, recipe: MoCo | None = None, **options: Any) -> Program:
+    """MoCo v2 around an encoder; see `simsiam`."""
+    return _built(MoCo, encoder, recipe, options)
 
 
 def _built(cls: type[Recipe], encoder: Source, recipe: Recipe | None, options: dict[str, Any]) -> Program:

@@ -129,3 +129,29 @@ def largest_difference(ours: Mapping[str, Array], theirs: Mapping[str, Tensor]) 
 
 def sgd(modules: Sequence[nn.Module], **options: float) -> torch.optim.SGD:
     return torch.optim.SGD([p for module in modules for p in module.parameters()], **options)  # type: ignore[arg-type]
+
+
+class Network(nn.Module):
+    """The digits' encoder and heads one behind the other, with the weights that a program starts from."""
+
+    def __init__(self, program: Program, **heads: nn.Module) -> None:
+        super().__init__()
+        self.parts: dict[str, nn.Module] = {"": with_weights(encoders.module(), program)}
+        self.parts |= {f"{name}.": with_weights(head, program, f"{name}.") for name, head in heads.items()}
+        self.all = nn.ModuleList(self.parts.values())
+
+    def forward(self, x: Array | Tensor) -> Tensor:
+        value = torch.as_tensor(x)
+        for part in self.all:
+            value = part(value)
+        return value
+
+    def tensors(self, scope: str = "", buffers: bool = False) -> dict[str, Tensor]:
+        return named_tensors({f"{scope}{prefix}": part for prefix, part in self.parts.items()}, buffers)
+
+
+def averaged(target: nn.Module, online: nn.Module, decay: float) -> None:
+    """Every parameter of the target moves to the online one's."""
+    with torch.no_grad():
+        for mine, its in zip(target.parameters(), online.parameters(), strict=True):
+            mine.mul_(decay).add_(its, alpha=1 - decay)
