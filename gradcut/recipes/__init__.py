@@ -10,13 +10,15 @@ A recipe is a frozen dataclass of its numbers; to add one: a class on `Recipe`, 
 
 from gradcut.recipes.base import CATEGORIES, Composed, Recipe
 from gradcut.recipes.contrastive import MoCo, SimCLR
+from gradcut.recipes.distillation import DINO
 from gradcut.recipes.program import Program, RecipeSession, StepResult, build
 from gradcut.recipes.siamese import BYOL, SimSiam
-from gradcut.recipes.table import RECIPES, byol, moco, parse, simclr, simsiam
+from gradcut.recipes.table import RECIPES, byol, dino, moco, parse, simclr, simsiam
 
 __all__ = [
     "BYOL",
     "CATEGORIES",
+    "DINO",
     "RECIPES",
     "Composed",
     "MoCo",
@@ -28,6 +30,7 @@ __all__ = [
     "StepResult",
     "build",
     "byol",
+    "dino",
     "moco",
     "parse",
     "simclr",

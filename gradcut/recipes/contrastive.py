@@ -12,12 +12,10 @@ from gradcut.ops import Builder, Names
 from gradcut.recipes.assembly import Assembly, on_batch_statistics
 from gradcut.recipes.base import Composed, Recipe, averages, names_of, view_inputs
 from gradcut.recipes.encoder import Encoder
-from gradcut.recipes.heads import head, mlp
+from gradcut.recipes.heads import head, mlp, unit
 from gradcut.state import State
 
 Array = np.ndarray[Any, Any]
-#: The least that a norm counts for, as in torch.nn.functional.normalize.
-_EPS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ class MoCo(Recipe):
         layers = head("projector", mlp([self.projector], self.dim, norm=False), encoder.embedding, seed)
         online = [a.module(encoder.model), a.module(layers)]
         target = [a.module(one, "key.", trains=False) for one in (on_batch_statistics(encoder.model), layers)]
-        queue = a.tensor("queue", _keys(self.queue, self.dim, seed))
+        queue = a.tensor("queue", _keys(self.queue, self.dim, seed).astype(encoder.dtype))
         views = [view_inputs(a, online[0], name) for name in ("query", "key")]
         q, k = online[1](online[0](*views[0])), target[1](target[0](*views[1], prefix="key/"), prefix="key/")
         with a.build("key/") as b:
@@ -109,7 +107,7 @@ def _keys(count: int, dim: int, seed: int) -> Array:
     """Random directions [count, dim], as the queue starts."""
     drawn = np.random.default_rng([seed % 2**64, 2]).normal(size=(count, dim))
     directions: Array = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-    return directions.astype(np.float32)
+    return directions
 
 
 def _enqueue(queue: ir.Value, keys: ir.Value, opset: int) -> ir.Model:
@@ -144,12 +142,6 @@ def info_nce(b: Builder, q: ir.Value, k: ir.Value, queue: ir.Value, temperature:
     scores = b.op("Concat", one, many, axis=1, dtype=q.dtype, shape=ir.Shape([None, None]))
     first = b.zeros(b.dim(q, 0), ir.DataType.INT64)
     return _cross_entropy(b, b.Mul(scores, 1 / temperature), first)
-
-
-def unit(b: Builder, z: ir.Value) -> ir.Value:
-    """z / |z| along its rows, as torch.nn.functional.normalize."""
-    norm = b.op("ReduceL2", z, b.ints([1]), keepdims=1)
-    return b.Div(z, b.op("Max", norm, b.scalar_like(_EPS, norm), shape=norm.shape))
 
 
 def _width(z: ir.Value) -> int:

@@ -56,6 +56,12 @@ class Encoder:
         return [value.name or "" for value in self.model.graph.inputs]
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the embedding."""
+        assert self.embedding.dtype is not None
+        return np.dtype(self.embedding.dtype.numpy())
+
+    @property
     def width(self) -> int:
         """d."""
         return int(self.embedding.shape[1])  # type: ignore[index, arg-type]

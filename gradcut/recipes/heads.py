@@ -45,7 +45,32 @@ class Relu:
     """max(x, 0)."""
 
 
-Layer = Linear | Norm | Relu
+@dataclass(frozen=True)
+class Gelu:
+    """x Phi(x)."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """x / |x| along each row, as torch.nn.functional.normalize."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """y = x V^T, V the rows of W [out, in] at length 1: torch's weight_norm whose g stays 1."""
+
+    out: int
+
+
+Layer = Linear | Norm | Relu | Gelu | Unit | Directions
+#: The least that a norm counts for, as in torch.nn.functional.normalize.
+_EPS = 1e-12
+
+
+def unit(b: Builder, x: ir.Value) -> ir.Value:
+    """x / |x| along its rows, as torch.nn.functional.normalize."""
+    norm = b.op("ReduceL2", x, b.ints([1]), keepdims=1)
+    return b.Div(x, b.op("Max", norm, b.scalar_like(_EPS, norm), shape=norm.shape))
 
 
 def head(name: str, layers: Sequence[Layer], like: ir.Value, seed: int) -> ir.Model:
@@ -72,12 +97,17 @@ class _Head:
         self.layers = 0
 
     def add(self, layer: Layer) -> None:
-        if isinstance(layer, Linear):
-            self._linear(layer)
-        elif isinstance(layer, Norm):
-            self._norm(layer)
-        else:
-            self.value = self.b.Relu(self.value)
+        match layer:
+            case Linear():
+                self._linear(layer)
+            case Norm():
+                self._norm(layer)
+            case Directions():
+                self._directions(layer)
+            case Unit():
+                self.value = unit(self.b, self.value)
+            case Relu() | Gelu():
+                self.value = self.b.op(type(layer).__name__, self.value, dtype=self.dtype, shape=self._shape())
         self.layers += 1
 
     def model(self) -> ir.Model:
@@ -98,6 +128,13 @@ class _Head:
         operands = [self.value, weight, *([bias] if bias is not None else [])]
         self.width = layer.out
         self.value = self.b.op("Gemm", *operands, transB=1, dtype=self.dtype, shape=self._shape())
+
+    def _directions(self, layer: Directions) -> None:
+        bound = 1 / np.sqrt(self.width)
+        weight = self._weight("weight", self.draw.uniform(-bound, bound, (layer.out, self.width)))
+        rows = unit(self.b, weight)
+        self.width = layer.out
+        self.value = self.b.op("Gemm", self.value, rows, transB=1, dtype=self.dtype, shape=self._shape())
 
     def _norm(self, layer: Norm) -> None:
         ones, zeros = np.ones(self.width), np.zeros(self.width)

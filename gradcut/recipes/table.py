@@ -7,12 +7,13 @@ from typing import Any
 from gradcut.errors import SpecError
 from gradcut.recipes.base import Recipe
 from gradcut.recipes.contrastive import MoCo, SimCLR
+from gradcut.recipes.distillation import DINO
 from gradcut.recipes.program import Program, build
 from gradcut.recipes.siamese import BYOL, SimSiam
 from gradcut.source import Source
 from gradcut.text import parse_spec, unknown
 
-RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam, BYOL, SimCLR, MoCo)}
+RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam, BYOL, SimCLR, MoCo, DINO)}
 #: What `build` takes beside a recipe and an encoder.
 _BUILDING = ("output", "train", "freeze", "optimizer", "seed")
 
@@ -47,6 +48,11 @@ def simclr(encoder: Source, recipe: SimCLR | None = None, **options: Any) -> Pro
 def moco(encoder: Source, recipe: MoCo | None = None, **options: Any) -> Program:
     """MoCo v2 around an encoder; see `simsiam`."""
     return _built(MoCo, encoder, recipe, options)
+
+
+def dino(encoder: Source, recipe: DINO | None = None, **options: Any) -> Program:
+    """DINO around an encoder; see `simsiam`."""
+    return _built(DINO, encoder, recipe, options)
 
 
 def _built(cls: type[Recipe], encoder: Source, recipe: Recipe | None, options: dict[str, Any]) -> Program:
