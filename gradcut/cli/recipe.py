@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gradcut.recipes.runs import Run
 
 
+#: Roles of the inputs that a person feeds.
+_FED = ("user", "label")
+
+
 class RecipeCommand(TyperCommand):
     """Its help lists the recipes with their options; they are imported only then."""
 
@@ -68,6 +72,7 @@ def command(
 ) -> None:
     """Compile a recipe around ENCODER and, with --data, train it."""
     from gradcut.artifacts import check_target, exclusive
+    from gradcut.errors import SpecError
     from gradcut.recipes import build, parse
     from gradcut.recipes.images import Images
     from gradcut.recipes.runs import Plan, compared, rehearse, train_all
@@ -86,6 +91,10 @@ def command(
     check_target(folder, force)
     make = partial(build, encoder=encoder, output=embedding, train=train, freeze=freeze or (), optimizer=optimizer)
     program = make(recipe, seed=seed)
+    if data is not None and recipe.category == "supervised":
+        raise SpecError(
+            f"{recipe.name} trains on more than images: leave --data out, and gradcut train --data the rest"
+        )
     images = None if data is None else Images.load(data, program.encoder.inputs[0], eval_split)
     if images is not None:
         rehearse(program, images, plan)
@@ -104,7 +113,7 @@ def _summary(program: Program) -> list[tuple[str, str]]:
     from gradcut.text import counted
 
     manifest = program.artifacts.manifest
-    inputs = ", ".join(name for view in program.composed.views for name in view)
+    inputs = ", ".join(port["name"] for port in manifest["graphs"]["training_model"]["inputs"] if port["role"] in _FED)
     return [
         ("recipe", f"{program.recipe.spec()} ({program.recipe.category})"),
         ("embedding", f"{program.encoder.embedding.name} [N, {program.encoder.width}]"),

@@ -13,15 +13,18 @@ from gradcut.recipes.contrastive import MoCo, SimCLR
 from gradcut.recipes.distillation import DINO
 from gradcut.recipes.program import Program, RecipeSession, StepResult, build
 from gradcut.recipes.siamese import BYOL, SimSiam
-from gradcut.recipes.table import RECIPES, byol, dino, moco, parse, simclr, simsiam
+from gradcut.recipes.table import RECIPES, byol, dann, dino, moco, multi_task, parse, simclr, simsiam
+from gradcut.recipes.tasks import DANN, MultiTask
 
 __all__ = [
     "BYOL",
     "CATEGORIES",
+    "DANN",
     "DINO",
     "RECIPES",
     "Composed",
     "MoCo",
+    "MultiTask",
     "Program",
     "Recipe",
     "RecipeSession",
@@ -30,8 +33,10 @@ __all__ = [
     "StepResult",
     "build",
     "byol",
+    "dann",
     "dino",
     "moco",
+    "multi_task",
     "parse",
     "simclr",
     "simsiam",

@@ -23,17 +23,19 @@ CATEGORIES = ("contrastive", "non-contrastive", "generative", "self-distillation
 
 @dataclass(frozen=True)
 class Composed:
-    """A model whose scalar output is the loss.
+    """A model to train.
 
     Attributes:
         views: for each view, the inputs that it is fed to, in the order of the encoder's. spread: the outputs
             [N, d] whose spread over the sphere is looked at. state: what moves without a gradient.
+        loss: None: the model's scalar output.
     """
 
     model: ir.Model
     views: tuple[tuple[str, ...], ...]
     spread: tuple[str, ...] = ()
     state: tuple[State, ...] = ()
+    loss: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,14 @@ class Recipe(ABC):
             if key not in known:
                 near = ", ".join(nearest(key, known, 1) or known)
                 raise SpecError(f"{cls.name} has no option {key!r}. Nearest: {near}.")
-        return cls(**options)
+        numbers = {one.name for one in dataclasses.fields(cls) if one.type == "Numbers"}
+        return cls(**{key: numbers_of(value) if key in numbers else value for key, value in options.items()})
 
     def options(self) -> dict[str, Any]:
         """What differs from the defaults."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return {one.name: values[one.name] for one in dataclasses.fields(self) if values[one.name] != one.default}
+        changed = {one.name: values[one.name] for one in dataclasses.fields(self) if values[one.name] != one.default}
+        return {name: _as_text(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
     def spec(self) -> str:
         """Text that `gradcut.recipes.parse` reads back."""
@@ -86,7 +90,8 @@ class Recipe(ABC):
     def summary(cls) -> str:
         """What it is, and its options with their defaults."""
         said = (inspect.getdoc(cls) or "").partition("\n")[0]
-        defaults = {one.name: one.default for one in dataclasses.fields(cls)}
+        given = {one.name: one.default for one in dataclasses.fields(cls)}
+        defaults = {name: _as_text(one) if isinstance(one, tuple) else one for name, one in given.items()}
         return f"{said} {format_spec(cls.name, defaults)}"  # type: ignore[arg-type]
 
     def _require_positive(self, *names: str) -> None:
@@ -98,6 +103,20 @@ class Recipe(ABC):
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"{self.name}: {name} is {getattr(self, name)}; it is from 0 to 1")
+
+
+def numbers_of(value: Any) -> Any:
+    """The numbers of ``[10 2]``; the recipe checks anything else."""
+    if not (isinstance(value, str) and value.startswith("[") and value.endswith("]")):
+        return value
+    try:
+        return tuple(float(one) for one in value[1:-1].split())
+    except ValueError:
+        return value
+
+
+def _as_text(numbers: tuple[float, ...]) -> str:
+    return "[" + " ".join(f"{one:g}" for one in numbers) + "]"
 
 
 def view_inputs(assembly: Assembly, encoder: Module, name: str) -> list[ir.Value]:

@@ -101,6 +101,7 @@ def build(
     composed = recipe.compose(taken, seed)
     artifacts = compile(
         composed.model,
+        loss=composed.loss,
         train=train,
         freeze=freeze,
         optimizer=recipe.optimizer if optimizer is None else optimizer,

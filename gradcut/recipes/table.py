@@ -10,10 +10,11 @@ from gradcut.recipes.contrastive import MoCo, SimCLR
 from gradcut.recipes.distillation import DINO
 from gradcut.recipes.program import Program, build
 from gradcut.recipes.siamese import BYOL, SimSiam
+from gradcut.recipes.tasks import DANN, MultiTask
 from gradcut.source import Source
 from gradcut.text import parse_spec, unknown
 
-RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam, BYOL, SimCLR, MoCo, DINO)}
+RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam, BYOL, SimCLR, MoCo, DINO, DANN, MultiTask)}
 #: What `build` takes beside a recipe and an encoder.
 _BUILDING = ("output", "train", "freeze", "optimizer", "seed")
 
@@ -53,6 +54,16 @@ def moco(encoder: Source, recipe: MoCo | None = None, **options: Any) -> Program
 def dino(encoder: Source, recipe: DINO | None = None, **options: Any) -> Program:
     """DINO around an encoder; see `simsiam`."""
     return _built(DINO, encoder, recipe, options)
+
+
+def dann(encoder: Source, recipe: DANN | None = None, **options: Any) -> Program:
+    """Domain-adversarial training of an encoder; see `simsiam`."""
+    return _built(DANN, encoder, recipe, options)
+
+
+def multi_task(encoder: Source, recipe: MultiTask | None = None, **options: Any) -> Program:
+    """Several heads on an encoder, some cut off; see `simsiam`."""
+    return _built(MultiTask, encoder, recipe, options)
 
 
 def _built(cls: type[Recipe], encoder: Source, recipe: Recipe | None, options: dict[str, Any]) -> Program:
