@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradcut import errors, losses, passes, schedules, torch
+    from gradcut import errors, losses, passes, recipes, schedules, torch
     from gradcut.activity import Activity, CutEdge
     from gradcut.api import analyze, freeze, load, stop_gradient, unfreeze, vjp
     from gradcut.artifacts import TrainingArtifacts
@@ -75,7 +75,7 @@ _HOMES = {
     "vjp": "api",
     "zero_grad_like": "zeros",
 }
-_MODULES = ("errors", "losses", "passes", "schedules", "torch")
+_MODULES = ("errors", "losses", "passes", "recipes", "schedules", "torch")
 
 __all__ = [
     "EMA",
@@ -108,6 +108,7 @@ __all__ = [
     "load",
     "losses",
     "passes",
+    "recipes",
     "register_rule",
     "replace_head",
     "schedules",

@@ -39,27 +39,22 @@ class Composed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(ABC):
-    """A way to train an encoder, with its numbers; its text is ``simsiam:projector=128,dim=128``.
+class Numbered:
+    """A way to train, with its numbers; its text is ``simsiam:projector=128,dim=128``.
 
     Class attributes:
-        category: one of `CATEGORIES`. optimizer: the published one, as text.
+        category: one of `CATEGORIES`.
     """
 
     name: ClassVar[str]
     category: ClassVar[str]
     has_memory_bank: ClassVar[bool] = False
     has_momentum_encoder: ClassVar[bool] = False
-    optimizer: ClassVar[str]
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
             value = option(f"{self.name}: {one.name}", str(one.type), getattr(self, one.name))
             object.__setattr__(self, one.name, value)
-
-    @abstractmethod
-    def compose(self, encoder: Encoder, seed: int) -> Composed:
-        """The model to train; `seed`: what fresh weights are drawn from."""
 
     @classmethod
     def of(cls, options: Mapping[str, Scalar]) -> Self:
@@ -103,6 +98,21 @@ class Recipe(ABC):
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise SpecError(f"{self.name}: {name} is {getattr(self, name)}; it is from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Numbered, ABC):
+    """A way to train an encoder.
+
+    Class attributes:
+        optimizer: the published one, as text.
+    """
+
+    optimizer: ClassVar[str]
+
+    @abstractmethod
+    def compose(self, encoder: Encoder, seed: int) -> Composed:
+        """The model to train; `seed`: what fresh weights are drawn from."""
 
 
 def numbers_of(value: Any) -> Any:

@@ -30,6 +30,7 @@ class Encoder:
     Args:
         source: the model.
         output: the value to take; by default its only float output. Maps [N, C, H, W] are averaged over H and W.
+        pooled: False takes the value as it is, of any shape.
 
     Attributes:
         given: the model as it was given. model: imported, cut to the embedding.
@@ -38,11 +39,11 @@ class Encoder:
         SpecError: it is unclear which value is meant, or it is no [N, d] or [N, C, H, W] of known width.
     """
 
-    def __init__(self, source: Source, output: str | None = None) -> None:
+    def __init__(self, source: Source, output: str | None = None, pooled: bool = True) -> None:
         self.given = own(source)
         self.model = imported(self.given)
-        value = one_float_output(self.model, output, "the encoder")
-        cut_to(self.model, [_pooled(self.model, value)])
+        value = one_float_output(self.model, output, "the encoder" if pooled else "the model")
+        cut_to(self.model, [_pooled(self.model, value) if pooled else value])
         if not {*main_values(self.given.graph), *body_tensors(self.given.graph)} >= {*self.model.graph.initializers}:
             inline(self.given)  # a weight inside a function has its name in the calls' place
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradcut.errors import SpecError
+from gradcut.recipes.adversarial import Adversarial, AdversarialProgram
 from gradcut.recipes.base import Recipe
 from gradcut.recipes.contrastive import MoCo, SimCLR
 from gradcut.recipes.distillation import DINO
@@ -14,7 +15,9 @@ from gradcut.recipes.tasks import DANN, MultiTask
 from gradcut.source import Source
 from gradcut.text import parse_spec, unknown
 
-RECIPES: dict[str, type[Recipe]] = {cls.name: cls for cls in (SimSiam, BYOL, SimCLR, MoCo, DINO, DANN, MultiTask)}
+RECIPES: dict[str, type[Recipe]] = {
+    cls.name: cls for cls in (SimSiam, BYOL, SimCLR, MoCo, DINO, DANN, MultiTask, Adversarial)
+}
 #: What `build` takes beside a recipe and an encoder.
 _BUILDING = ("output", "train", "freeze", "optimizer", "seed")
 
@@ -64,6 +67,12 @@ def dann(encoder: Source, recipe: DANN | None = None, **options: Any) -> Program
 def multi_task(encoder: Source, recipe: MultiTask | None = None, **options: Any) -> Program:
     """Several heads on an encoder, some cut off; see `simsiam`."""
     return _built(MultiTask, encoder, recipe, options)
+
+
+def adversarial(encoder: Source, recipe: Adversarial | None = None, **options: Any) -> AdversarialProgram:
+    """Adversarial training of a classifier, whose only float output is its scores; see `simsiam`."""
+    made = _built(Adversarial, encoder, recipe, options)
+    return AdversarialProgram(made.recipe, made.encoder, made.composed, made.artifacts)
 
 
 def _built(cls: type[Recipe], encoder: Source, recipe: Recipe | None, options: dict[str, Any]) -> Program:

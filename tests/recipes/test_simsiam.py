@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnxruntime import InferenceSession
 
 import gradcut
 from gradcut import losses, recipes
@@ -199,8 +200,6 @@ def test_the_tuned_encoder_comes_out(tmp_path: Any) -> None:
         assert not np.array_equal(array, onnx.numpy_helper.to_array(old)), new.name
         assert np.array_equal(array, tensors[new.name]), new.name
     images = plain.digits()[0][:16]
-    from onnxruntime import InferenceSession
-
     stock = InferenceSession(str(tmp_path / "tuned.onnx"), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.embed(images), stock.run(None, {"image": images})[0], rtol=1e-4, atol=1e-5)
 
