@@ -65,7 +65,7 @@ def command(
         int, typer.Option(metavar="N", help="Images a batch; what is left of an epoch is left out.")
     ] = 128,
     schedule: Annotated[str, typer.Option(metavar="SPEC", help="Of the learning rate.")] = "cosine",
-    eval_split: Annotated[float, typer.Option(metavar="SHARE", help="Of the images, those that do not train.")] = 0.2,
+    eval_split: Annotated[float, typer.Option(metavar="SHARE", help="Of the images, those that do not train.")] = 0.25,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the heads, the order and the views.")] = 0,
     seeds: Annotated[int, typer.Option(metavar="N", help="How many runs, with --seed and the numbers behind it.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a DIR that was trained.")] = False,

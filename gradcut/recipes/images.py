@@ -30,7 +30,7 @@ class Images:
     held: Array
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], name: str, held_out: float = 0.2) -> Images:
+    def load(cls, path: str | os.PathLike[str], name: str, held_out: float = 0.25) -> Images:
         """From an npz file.
 
         Args:

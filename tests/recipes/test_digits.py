@@ -1,6 +1,6 @@
 """SimSiam on the digits, from the command line: with the mark it learns, without it it collapses.
 
-Settings: two thirds and more of the images train, 60 epochs of 11 batches of 128, three seeds, projector 128-128-128
+Settings: three quarters of the images train, 60 epochs of 10 batches of 128, three seeds, projector 128-128-128
 without a norm at its end, predictor 32; views by turns, scalings, shifts and noise. The README shows the picture.
 """
 
@@ -48,7 +48,7 @@ def test_the_mark_keeps_it_from_collapse(proof: Path) -> None:
     found = records(proof)
     assert len(found) == 6
     for (name, seed), lines in found.items():
-        assert len(lines) == 61 and lines[-1]["step"] == 660
+        assert len(lines) == 61 and lines[-1]["step"] == 600
         spreads, last = [line["std"] for line in lines[1:]], lines[-1]
         if name == MARKED:
             assert min(spreads) > 0.5 and max(spreads) < 2.0, (seed, spreads)
@@ -85,7 +85,7 @@ def test_the_picture_has_both_curves(proof: Path) -> None:
 def test_the_first_run_is_kept(proof: Path) -> None:
     """The artifacts go on from its checkpoint, and the encoder that came out is the one that is in it."""
     session = gradcut.TrainingSession(proof)
-    assert session.steps == 660
+    assert session.steps == 600
     weights = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(proof / "encoder.onnx").graph.initializer}
     now = {**session.parameters(), **session.state()}
     assert all(np.array_equal(array, now[name]) for name, array in weights.items())
@@ -139,7 +139,7 @@ def test_mistakes_write_nothing(case: str, tmp_path: Path) -> None:
 
 UNFIT = {
     "flat": (lambda images: images.reshape(len(images), -1), "images are floats [N, C, H, W], called 'image' or alone"),
-    "few": (lambda images: images[:50], "40 images make no batch of 128"),
+    "few": (lambda images: images[:50], "38 images make no batch of 128"),
     "wide": (
         lambda images: images.repeat(2, 3),
         "feed 'view1' has shape [128, 1, 8, 16]; the graph takes",

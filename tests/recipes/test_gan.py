@@ -84,14 +84,14 @@ def test_both_players_follow_torch(saturating: bool) -> None:
         of_d.zero_grad()
         with statistics_kept(makes):
             loss = F.softplus(-judges(real)).mean() + F.softplus(judges(makes(noise).detach())).mean()
-        loss.backward()
+            loss.backward()
         of_d.step()
         assert session.step("discriminator", feeds).loss == pytest.approx(loss.item(), abs=1e-5), number
         of_g.zero_grad()
         with statistics_kept(judges):
             judged = judges(makes(noise))
-        lost = -F.softplus(judged).mean() if saturating else F.softplus(-judged).mean()
-        lost.backward()
+            lost = -F.softplus(judged).mean() if saturating else F.softplus(-judged).mean()
+            lost.backward()
         of_g.step()
         assert session.step("generator", {"noise": feeds["noise"]}).loss == pytest.approx(lost.item(), abs=1e-5), number
     both = {"generator.": makes, "discriminator.": judges}
