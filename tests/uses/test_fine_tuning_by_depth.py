@@ -83,3 +83,21 @@ def test_a_file_that_unfreezes_layer_by_layer(file: Path) -> None:
         trainable = gradcut.compile(model, "cross_entropy").trainable
         assert trainable and all(in_phase(name, phase) for name in trainable)
         assert len(trainable) == 2 * len(phase)
+
+
+def test_one_checkpoint_goes_through_all_phases(file: Path, tmp_path: Path) -> None:
+    """One run by a schedule: a phase goes on from the checkpoint of the last, and moves what it names."""
+    texts = [f"epochs=1,train={','.join(phase)}" for phase in PHASES]
+    gradcut.compile(file, "cross_entropy", phases=texts, optimizer="sgd:lr=.3").save(tmp_path / "run")
+    for number, phase in enumerate(PHASES, 1):
+        session = gradcut.TrainingSession(tmp_path / "run")
+        if number > 1:
+            session.load_checkpoint(tmp_path / "one.safetensors")
+        session.phase = f"phase{number}"
+        before = session.parameters()
+        for _ in range(3):
+            session.step(BATCH)
+        for name, array in session.parameters().items():
+            assert (array.tobytes() != before[name].tobytes()) == in_phase(name, phase), (number, name)
+        session.save_checkpoint(tmp_path / "one.safetensors")
+    assert session.steps == 9

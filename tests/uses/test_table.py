@@ -16,7 +16,7 @@ USES = {
     ),
     "fine-tuning by depth, gradual unfreezing": (
         "test_fine_tuning_by_depth",
-        "test_parameters_move_only_in_the_phases_that_name_them",
+        "test_parameters_move_only_in_the_phases_that_name_them test_one_checkpoint_goes_through_all_phases",
     ),
     "bias-only, norm-only, per-tensor and per-channel sparse updates": (
         "test_sparse_updates",
