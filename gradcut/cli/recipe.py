@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from typer.core import TyperCommand
 from gradcut.cli.console import rows, warn
 
 if TYPE_CHECKING:
-    from gradcut.recipes import Program
+    from gradcut.recipes import GAN, Program, Recipe
     from gradcut.recipes.runs import Run
 
 
@@ -24,11 +25,12 @@ class RecipeCommand(TyperCommand):
     """Its help lists the recipes with their options; they are imported only then."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from gradcut.recipes import RECIPES
+        from gradcut.recipes import GAN, RECIPES
 
         super().format_help(ctx, formatter)
         with formatter.section("Recipes, with their options and defaults"):
-            formatter.write_dl([(name, one.summary()) for name, one in sorted(RECIPES.items())])
+            known: dict[str, type[Recipe] | type[GAN]] = {**RECIPES, GAN.name: GAN}
+            formatter.write_dl([(name, one.summary()) for name, one in sorted(known.items())])
 
 
 def command(
@@ -36,6 +38,10 @@ def command(
         str, typer.Argument(metavar="NAME[:OPTIONS]", help="A recipe, such as simsiam:projector=128,dim=128.")
     ],
     encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="The encoder, an exported .onnx file.")],
+    discriminator: Annotated[
+        str | None,
+        typer.Argument(metavar="[DISCRIMINATOR]", help="Of gan, whose first model is a generator."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; by default <stem>.gradcut.")
     ] = None,
@@ -72,14 +78,18 @@ def command(
 ) -> None:
     """Compile a recipe around ENCODER and, with --data, train it."""
     from gradcut.artifacts import check_target, exclusive
-    from gradcut.errors import SpecError
-    from gradcut.recipes import build, parse
-    from gradcut.recipes.images import Images
-    from gradcut.recipes.runs import Plan, compared, rehearse, train_all
+    from gradcut.errors import GradcutWarning
+    from gradcut.recipes import GAN, build, parse
+    from gradcut.recipes.runs import Plan, compared, images_for, rehearse, train_all, whole_run
     from gradcut.recipes.views import Augmentation
 
+    warnings.simplefilter("ignore", GradcutWarning)  # they are said below
     recipe = parse(f"{name}{',' if ':' in name else ':'}stop_gradient=false" if no_stop_gradient else name)
-    wanted = compared(recipe) if compare else {recipe.name: recipe}
+    folder = output if output is not None else Path(f"{Path(encoder).stem}.gradcut")
+    check_target(folder, force)
+    if isinstance(recipe, GAN) or discriminator is not None:
+        _write_players(recipe, encoder, discriminator, optimizer, seed, folder, force)
+        return
     plan = Plan(
         augmentation=Augmentation.parse(augment),
         epochs=epochs,
@@ -87,15 +97,11 @@ def command(
         schedule=schedule,
         seeds=range(seed, seed + seeds),
     )
-    folder = output if output is not None else Path(f"{Path(encoder).stem}.gradcut")
-    check_target(folder, force)
+    images = None if data is None else images_for(recipe, encoder, embedding, data, eval_split)
+    recipe = recipe if images is None else whole_run(recipe, images, plan)
+    wanted = compared(recipe) if compare else {recipe.name: recipe}
     make = partial(build, encoder=encoder, output=embedding, train=train, freeze=freeze or (), optimizer=optimizer)
     program = make(recipe, seed=seed)
-    if data is not None and recipe.category == "supervised":
-        raise SpecError(
-            f"{recipe.name} trains on more than images: leave --data out, and gradcut train --data the rest"
-        )
-    images = None if data is None else Images.load(data, program.encoder.inputs[0], eval_split)
     if images is not None:
         rehearse(program, images, plan)
     program.artifacts.save(folder, force=force)
@@ -107,6 +113,26 @@ def command(
             train_all(wanted, make, images, plan, folder, watch=lambda run: typer.echo(_said(run)))
     written = ["encoder.onnx", "metrics.jsonl", "curves.svg"] if images is not None else []
     rows([("files", f"{folder}/ ({', '.join([*written, 'training_model.onnx', 'checkpoint.safetensors'])}, ...)")])
+
+
+def _write_players(
+    recipe: Recipe | GAN,
+    generator: str,
+    discriminator: str | None,
+    optimizer: str | None,
+    seed: int,
+    folder: Path,
+    force: bool,
+) -> None:
+    from gradcut.errors import SpecError
+    from gradcut.recipes import GAN, gan
+
+    if not isinstance(recipe, GAN) or discriminator is None:
+        raise SpecError("gan takes two models, GENERATOR and DISCRIMINATOR, and every other recipe one")
+    players = gan(generator, discriminator, recipe, optimizer, seed)
+    players.artifacts.save(folder, force=force)
+    rows([("recipe", f"{recipe.spec()} ({recipe.category})"), ("steps", ", ".join(players.artifacts.steps))])
+    rows([("files", f"{folder}/ (a folder for each step, checkpoint.safetensors, ...)")])
 
 
 def _summary(program: Program) -> list[tuple[str, str]]:

@@ -14,10 +14,12 @@ from gradcut.artifacts import CHECKPOINT, METRICS
 from gradcut.errors import SpecError
 from gradcut.io import atomic_write_bytes
 from gradcut.recipes.base import Recipe
+from gradcut.recipes.encoder import Encoder
 from gradcut.recipes.fit import Epoch, fit, full_batches
 from gradcut.recipes.images import Images
 from gradcut.recipes.program import Program, RecipeSession
 from gradcut.recipes.views import Augmentation
+from gradcut.source import Source
 from gradcut.view.curves import Line, Panel, curves
 
 ENCODER, PICTURE = "encoder.onnx", "curves.svg"
@@ -97,6 +99,24 @@ def compared(recipe: Recipe) -> dict[str, Recipe]:
     if not getattr(recipe, "stop_gradient", False):
         raise SpecError(f"{recipe.name}: there is no mark to take out for --compare")
     return {"with the mark": recipe, "without it": recipe.of({**recipe.options(), "stop_gradient": False})}
+
+
+def images_for(recipe: Recipe, encoder: Source, output: str | None, path: Path, held_out: float) -> Images:
+    """The images of a file, for an encoder.
+
+    Raises:
+        SpecError: the recipe wants more than views of images.
+    """
+    if recipe.category == "supervised":
+        raise SpecError(f"{recipe.name} trains on more than images: leave --data out here, and take gradcut train")
+    return Images.load(path, Encoder(encoder, output).inputs[0], held_out)
+
+
+def whole_run(recipe: Recipe, images: Images, plan: Plan) -> Recipe:
+    """A recipe whose schedule of averages has no length gets that of the run."""
+    if getattr(recipe, "steps", None) != 0:
+        return recipe
+    return recipe.of({**recipe.options(), "steps": plan.epochs * full_batches(len(images.training), plan.batch_size)})
 
 
 def rehearse(program: Program, images: Images, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from gradcut.recipes.adversarial import Adversarial, AdversarialProgram
 from gradcut.recipes.base import Recipe
 from gradcut.recipes.contrastive import MoCo, SimCLR
 from gradcut.recipes.distillation import DINO
+from gradcut.recipes.players import GAN
 from gradcut.recipes.program import Program, build
 from gradcut.recipes.siamese import BYOL, SimSiam
 from gradcut.recipes.tasks import DANN, MultiTask
@@ -22,16 +23,17 @@ RECIPES: dict[str, type[Recipe]] = {
 _BUILDING = ("output", "train", "freeze", "optimizer", "seed")
 
 
-def parse(text: str) -> Recipe:
+def parse(text: str) -> Recipe | GAN:
     """A recipe from its text, ``simsiam:projector=128,dim=128``.
 
     Raises:
         SpecError: no such recipe, no such option, or a value that it does not take.
     """
     name, options = parse_spec(text)
-    if name not in RECIPES:
-        raise SpecError(unknown("recipe", name, RECIPES))
-    return RECIPES[name].of(options)
+    known: dict[str, type[Recipe] | type[GAN]] = {**RECIPES, GAN.name: GAN}
+    if name not in known:
+        raise SpecError(unknown("recipe", name, known))
+    return known[name].of(options)
 
 
 def simsiam(encoder: Source, recipe: SimSiam | None = None, **options: Any) -> Program:

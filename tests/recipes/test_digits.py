@@ -111,6 +111,18 @@ def test_without_data_it_only_compiles(tmp_path: Path) -> None:
     assert not any(node.domain == "gradcut" for node in model.graph)
 
 
+@pytest.mark.parametrize("recipe", ["byol:projector=32,dim=16,predictor=32", "moco:projector=32,dim=16,queue=256"])
+@pytest.mark.parametrize("more", [[], ["--freeze", "conv1*"]])
+def test_other_recipes_train_too(recipe: str, more: list[str], tmp_path: Path) -> None:
+    args = plain.encoder_file(), "--data", DATA, "-o", tmp_path / "a", "--epochs", 2
+    said = good("recipe", recipe, *args, "--optimizer", "sgd:lr=0.05", *more)
+    if "byol" in recipe:
+        assert said.line("recipe") == f"{recipe},steps=20 (non-contrastive)"
+    (lines,) = records(tmp_path / "a").values()
+    assert [line["step"] for line in lines] == [0, 10, 20]
+    assert not any("conv1" in block for block in lines[-1]["gradient_norms"]) if more else lines[-1]["gradient_norms"]
+
+
 REFUSED: dict[str, tuple[list[Any], str]] = {
     "recipe": (["simsam", "ENCODER"], "'simsam' is no recipe. Nearest: simsiam."),
     "option": (["simsiam:width=3", "ENCODER"], "simsiam has no option 'width'."),

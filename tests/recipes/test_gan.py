@@ -18,12 +18,14 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gradcut
 from gradcut import recipes
 from gradcut.errors import SpecError
 from gradcut.recipes import GAN
 from models import zoo
 from tests.exported import text
 from tests.recipes import plain
+from tests.test_cli import good, refused
 
 SEED = 71
 DRAW = np.random.default_rng(SEED)
@@ -133,6 +135,16 @@ def test_artifacts_are_one_directory(tmp_path: Path) -> None:
     assert (players.recipe.name, players.recipe.category) == ("gan", "generative")
     players.artifacts.save(tmp_path / "gan")
     assert {"generator", "discriminator"} <= {path.name for path in (tmp_path / "gan").iterdir()}
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    assert good("recipe", "gan", *files(), "-o", tmp_path / "a").line("steps") == "discriminator, generator"
+    session = gradcut.TrainingSession(tmp_path / "a")
+    (feeds,) = draws(1)
+    assert session.step("discriminator", feeds).step == 1
+    two = "gan takes two models, GENERATOR and DISCRIMINATOR, and every other recipe one"
+    assert refused("recipe", "gan", files()[0], "-o", tmp_path / "b") == two
+    assert refused("recipe", "simsiam", *files(), "-o", tmp_path / "b") == two
 
 
 HALVES = ", ".join(["0.5"] * 36)
