@@ -91,12 +91,13 @@ class _Head:
         assert like.shape is not None and like.dtype is not None
         self.name, self.draw, self.dtype = name, draw, like.dtype
         self.batch, self.width = like.shape[0], int(like.shape[1])  # type: ignore[arg-type]
-        self.b = Builder(Names(), prefix=f"{name}/")
+        self.b = Builder(Names())
         self.input = self.value = ir.Value(name="x", type=like.type, shape=like.shape)
         self.weights: list[ir.Value] = []
         self.layers = 0
 
     def add(self, layer: Layer) -> None:
+        self.b.prefix = f"{self.name}/{self.layers}/"
         match layer:
             case Linear():
                 self._linear(layer)
