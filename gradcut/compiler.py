@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -112,9 +112,17 @@ def compile(
             artifacts = of_phases(given, asked, [one.epochs for one in found.values()], verify_each, watch)
         else:
             artifacts = of_one(given, Asked(_request(only, ema=ema, **common), loss, states), verify_each, watch)
-    for text in artifacts.manifest["warnings"]:
+    for text in (*artifacts.manifest["warnings"], *_flat(artifacts)):
         warnings.warn(text, GradcutWarning, stacklevel=2)
     return artifacts
+
+
+def _flat(artifacts: TrainingArtifacts) -> Iterator[str]:
+    """What trains no more because every way to the loss is flat: what else is left out was cut on purpose."""
+    for one in artifacts.steps.values() or (artifacts,):
+        for name, why in one.manifest["unreached"].items():
+            if why.startswith("zero-derivative"):
+                yield f"{name} gets no gradient and is left out of training: {why}"
 
 
 def _request(one: Step, ema: float | None = None, phased: bool = False, **common: Any) -> Request:

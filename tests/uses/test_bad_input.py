@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import gradcut
 from gradcut.cli.app import app
-from gradcut.errors import NothingTrainsError, PatternError, SpecError
+from gradcut.errors import GradcutWarning, NothingTrainsError, PatternError, SpecError
 from tests.written import parse, run
 
 TWELVE = ", ".join(["0.1"] * 12)
@@ -103,3 +103,15 @@ def test_from_the_command_line_nothing_is_written(options: list[str], tmp_path: 
     )
     assert result.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trainable_whose_only_way_to_the_loss_is_flat_is_warned_about() -> None:
+    model = parse(
+        """g (float[n,2] x) => (float[n,2] y) <float[2] w = {1, 1}, float[2] v = {1, 1}> {
+        [m] a = Mul (x, w)  [r] b = Round (a)  [n] y = Mul (b, v) }"""
+    )
+    with pytest.warns(
+        GradcutWarning, match="^w gets no gradient and is left out of training: zero-derivative at a -> r$"
+    ):
+        compiled = gradcut.compile(model, loss="mse")
+    assert compiled.trainable == ("v",)
