@@ -17,7 +17,7 @@ import pytest
 from gradcut.cost import NOMINAL, by_adjoint
 from gradcut.ops import Builder, Names
 from gradcut.optimizers import AdamW, UpdateRequest
-from gradcut.passes import Pipeline, Simplify
+from gradcut.passes import AttachLoss, Import, Pipeline, Simplify
 from gradcut.passes.differentiate import ADJOINT
 from gradcut.request import Request
 from models import zoo
@@ -39,8 +39,8 @@ def differentiated(path: Path, train=(), freeze=(), stop_at=()) -> ir.Model:
     """The differentiated, simplified graph, before lowering."""
     request = Request("cross_entropy", train, freeze, stop_at, UpdateRequest(AdamW()), "onnx", False, "auto", "auto", 0)
     model = ir.load(path)
-    request.head().run(model)
-    return Pipeline(request.backward(True)).run(model)
+    Pipeline((Import(), *request.chosen(), AttachLoss(spec=request.loss))).run(model)
+    return request.backward(True).run(model)
 
 
 def shortened(node: str) -> str:

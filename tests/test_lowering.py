@@ -71,6 +71,8 @@ def cases() -> Iterator[Case]:
     yield from (embedding(11, 4, (2, 5)), embedding(7, 3, (6,)), embedding(2000, 3, (4, 1)))
     yield gelu(4, 33)
     yield from (gathered((4, 5, 3), 1, (2, 6)), gathered((4, 5, 3), 2, (7,)), gathered((3, 4), 0, ()))
+    for axis, indices in [(0, [1, 2]), (1, [0, 3, 4]), (2, [2]), (1, [0, 1, 2, 3, 4, 5])]:
+        yield from (taken((4, 6, 3), axis, indices), placed((4, 6, 3), axis, indices))
 
 
 def gathered(shape: tuple[int, ...], axis: int, indices: tuple[int, ...]) -> Case:
@@ -89,6 +91,25 @@ def gathered(shape: tuple[int, ...], axis: int, indices: tuple[int, ...]) -> Cas
     title = f"Gather {shape} axis {axis} {indices}"
     batched = frozenset({"dY", "result"} if axis else {"dY", "indices"} if indices else ())
     return Case("GatherGrad", title, operands, {"axis": axis}, shape, compute, batched=batched)
+
+
+def taken(shape: tuple[int, ...], axis: int, indices: list[int]) -> Case:
+    """What a mask keeps, which is known beforehand."""
+    operands = {"X": normal(*shape), "indices": np.asarray(indices)}
+    result = (*shape[:axis], len(indices), *shape[axis + 1 :])
+    compute = lambda given: torch.index_select(given["X"], axis, given["indices"])
+    constants, batched = frozenset({"indices"}), frozenset({"X", "result"} if axis else ())
+    return Case("TakeKept", f"take {indices} of {axis}", operands, {"axis": axis}, result, compute, constants, batched)
+
+
+def placed(shape: tuple[int, ...], axis: int, indices: list[int]) -> Case:
+    """Put back between zeros."""
+    given = (*shape[:axis], len(indices), *shape[axis + 1 :])
+    operands = {"X": normal(*given), "indices": np.asarray(indices)}
+    compute = lambda given: torch.zeros(shape).index_copy(axis, given["indices"], given["X"])
+    constants, batched = frozenset({"indices"}), frozenset({"X", "result"} if axis else ())
+    attributes = {"axis": axis, "size": shape[axis]}
+    return Case("PlaceKept", f"place {indices} of {axis}", operands, attributes, shape, compute, constants, batched)
 
 
 def forms() -> Iterator[Case]:

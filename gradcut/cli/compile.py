@@ -22,8 +22,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="LOSS|FILE.onnx",
-            help="cross_entropy:output=logits,axis=1; nll, bce_with_logits, mse, l1, huber, smooth_l1, kl_div, cosine. "
-            "Several add up: 'mse:output=a + 0.5*l1:output=b'.",
+            help="cross_entropy:output=logits,axis=1; nll, bce_with_logits, mse, l1, huber, smooth_l1, kl_div, cosine, "
+            "neg_cosine; or a scalar output. Several add up: 'mse:output=a + 0.5*l1:output=b'.",
         ),
     ] = None,
     new_head: Annotated[

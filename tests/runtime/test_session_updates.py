@@ -96,11 +96,11 @@ class Bindings:
         self.runs: list[tuple[dict[str, int], dict[str, int]]] = []
         original: Callable[..., Any] = backend.Runner.run
 
-        def run(runner: Any, inputs: Any, outputs: Any) -> Any:
+        def run(runner: Any, inputs: Any, outputs: Any, kept: Any = ()) -> Any:
             address = lambda values: {name: value.data_ptr() for name, value in values.items()}
             read = {name: inputs[name] for name in runner.inputs}
             self.runs.append((address(read), address(outputs)))
-            return original(runner, inputs, outputs)
+            return original(runner, inputs, outputs, kept)
 
         monkeypatch.setattr(backend.Runner, "run", run)
 
