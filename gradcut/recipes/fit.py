@@ -81,7 +81,7 @@ def fit(
     count = len(session.program.composed.views)
     found = []
     for epoch in range(epochs):
-        rng = np.random.default_rng([seed, epoch])
+        rng = np.random.default_rng([seed % 2**64, epoch])
         results = []
         for number, rows in enumerate(_batches(len(images), batch_size, rng)):
             views = augmentation.views(images[rows], rng, count)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcut.errors import DataError
+from gradcut.errors import DataError, SpecError
 from gradcut.recipes.fit import Probe
 from gradcut.recipes.views import Augmentation
 from gradcut.runtime.data import load_npz, split_indices
@@ -38,8 +38,10 @@ class Images:
             held_out: the share of rows that do not train.
 
         Raises:
-            DataError: no images in the file, or several arrays that may be.
+            DataError: no images in the file, or several arrays that may be. SpecError: no such share.
         """
+        if not 0 <= held_out < 1:
+            raise SpecError(f"the share of images that are held out is {held_out:g}; it is from 0 to below 1")
         data = load_npz(path)
         found = [key for key, array in data.items() if array.ndim == 4 and array.dtype.kind == "f"]
         chosen = [name] if name in found else found
@@ -55,7 +57,7 @@ class Images:
         """1-NN from clean images that train to augmented ones that are held out; None without labels."""
         if self.labels is None or not len(self.held) or len(self.training) < known:
             return None
-        rng = np.random.default_rng([seed, 1])
+        rng = np.random.default_rng([seed % 2**64, 1])
         rows = rng.permutation(self.training)[:known]
         asked = augmentation(self.image[self.held], rng)
         return Probe(self.image[rows], self.labels[rows], asked, self.labels[self.held])

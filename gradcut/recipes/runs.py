@@ -19,6 +19,7 @@ from gradcut.recipes.fit import Epoch, fit, full_batches
 from gradcut.recipes.images import Images
 from gradcut.recipes.program import Program, RecipeSession
 from gradcut.recipes.views import Augmentation
+from gradcut.schedules import parse_schedule
 from gradcut.source import Source
 from gradcut.view.curves import Line, Panel, curves
 
@@ -123,9 +124,11 @@ def rehearse(program: Program, images: Images, plan: Plan) -> None:
     """Raise where the images do not fit, before anything is written.
 
     Raises:
-        DataError: they make no batch. FeedError: they are not what the encoder takes.
+        DataError: they make no batch. FeedError: they are not what the encoder takes. SpecError: the schedule does not
+            fit the run.
     """
-    full_batches(len(images.training), plan.batch_size)
+    steps = plan.epochs * full_batches(len(images.training), plan.batch_size)
+    parse_schedule(plan.schedule).over(steps)
     rng, rows = np.random.default_rng(0), images.training[: plan.batch_size]
     views = plan.augmentation.views(images.image[rows], rng, len(program.composed.views))
     program.check(program.feeds(*views))

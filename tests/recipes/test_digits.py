@@ -149,6 +149,23 @@ def test_mistakes_write_nothing(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--schedule", "cosin"], "'cosin' is no schedule"),
+        (["--schedule", "cosine:warmup=9999"], "warmup"),
+        (["--eval-split", 1.5], "the share of images that are held out is 1.5"),
+        (["--batch-size", 0], "make no batch of 0"),
+        (["--seeds", 0], "60 epochs and 0 seeds"),
+        (["--optimizer", "sgdd"], "'sgdd' is no optimizer"),
+    ],
+)
+def test_options_that_do_not_fit_cost_nothing(options: list[Any], message: str, tmp_path: Path) -> None:
+    args = "recipe", SMALL, plain.encoder_file(), "--data", DATA, "-o", tmp_path / "out"
+    assert message in refused(*args, *options)
+    assert not (tmp_path / "out").exists()
+
+
 UNFIT = {
     "flat": (lambda images: images.reshape(len(images), -1), "images are floats [N, C, H, W], called 'image' or alone"),
     "few": (lambda images: images[:50], "38 images make no batch of 128"),
