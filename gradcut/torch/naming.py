@@ -54,7 +54,9 @@ def name_ports(
     for name, got in zip(wanted, final, strict=True):
         if name in asked and name != got:
             raise SpecError(f"the name {name!r} is taken by a parameter, a buffer or another input or output")
-    _free(model, {*final} - {value.name for value in ports}, {*ports}, taken)
+    new = {*final} - {value.name for value in ports}
+    taken.take(Names.of(model).taken)
+    _free(model, {*new, *graph.initializers}, {*ports, *graph.initializers.values()}, taken)
     for value, name in zip(ports, final, strict=True):
         value.name = name
 
@@ -142,9 +144,9 @@ def _part_outputs(graph: ir.Graph) -> None:
         seen.add(graph.outputs[position])
 
 
-def _free(model: ir.Model, wanted: set[str], ports: set[ir.Value], taken: Names) -> None:
-    """Rename inner values that have a name that is to be a port's."""
+def _free(model: ir.Model, wanted: set[str], kept: set[ir.Value], taken: Names) -> None:
+    """Rename inner values that have a name that is to be a port's or is a parameter's: torch calls a sum ``add``."""
     for graph in model.graphs():
-        for value in [value for node in graph for value in node.outputs]:
-            if value.name in wanted and value not in ports:
+        for value in [*graph.inputs, *(value for node in graph for value in node.outputs)]:
+            if value.name in wanted and value not in kept:
                 value.name = taken.fresh(f"{value.name}_value")

@@ -18,7 +18,7 @@ import gradcut
 from gradcut.errors import ArtifactsError, GradcutWarning, MissingExtraError, SpecError, TorchExportError
 from gradcut.inspection import inspect
 from gradcut.torch import exporter
-from tests.torch_export.exported import export, exported, run
+from tests.torch_export.exported import agrees, export, exported, run
 from tests.torch_export.subjects import SUBJECTS
 
 X = torch.randn(3, 4)
@@ -262,3 +262,23 @@ def test_what_is_not_installed(package: str, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(MissingExtraError, match=message):
         gradcut.torch.export(nn.Linear(4, 2), X, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Named(nn.Module):
+    """Parameters and buffers called as torch calls what operators give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t, self.mean, self.add = (nn.Parameter(torch.randn(4, 4)) for _ in range(3))
+        self.register_buffer("exp", torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x @ self.t.t() + (self.add + self.exp)
+        return (h.detach() * (h - h.mean() * self.mean).exp()).mean()
+
+
+def test_a_parameter_may_have_the_name_of_an_operator(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Named()
+    path = export(module, torch.randn(4, 4), tmp_path / "m.onnx", dynamic_batch=False)
+    assert agrees(module, path, {"x": torch.randn(4, 4)}).keys() == {"t", "mean", "add"}
