@@ -20,6 +20,7 @@ from gradcut.parameters import FROZEN
 from gradcut.text import join_names
 from gradcut.torch.arguments import Request
 from gradcut.torch.capture import Captured, capture, first_line, hooked, quiet
+from gradcut.torch.corrections import correct, corrections
 from gradcut.torch.modes import check_norms, keep_modes, moving_instance_norms, set_modes
 from gradcut.torch.naming import name_dimensions, name_ports, name_tensors
 from gradcut.torch.operators import translations
@@ -36,6 +37,7 @@ def write(request: Request) -> Path:
     program = captured.program
     take_in_regions(program)
     keep_modes(program)
+    correct(program)
     mark_regions(program)
     translated = _translated(request, program)
     _check_parameters(translated.exported_program)
@@ -52,7 +54,7 @@ def _translated(request: Request, program: ExportedProgram) -> Any:
             translated = torch.onnx.export(
                 program,
                 opset_version=request.opset,
-                custom_translation_table=translations(),
+                custom_translation_table={**translations(), **corrections()},
                 dynamo=True,
                 optimize=False,
                 verbose=False,
