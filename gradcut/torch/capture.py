@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,10 +171,17 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _reason(request: Request, error: Exception) -> str:
-    fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
+    name = type(request.module).__name__
+    fixed = re.search(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", str(error))
     if fixed is None:
-        return f"torch cannot export {type(request.module).__name__}: {first_line(error)}"
+        return f"torch cannot export {name}: {first_line(error)}"
+    if not isinstance(request.dynamic_batch, Mapping):
+        return (
+            f"{name} fixes the batch at {fixed[2]}, so that axis 0 cannot be of any size: find what depends on its "
+            "value (a reshape to a number, a buffer of that size), or give dynamic_batch=False"
+        )
     return (
-        f"{type(request.module).__name__} fixes the batch at {fixed[1]}, so that axis 0 cannot be of any size: find "
-        "what depends on its value (a reshape to a number, a buffer of that size), or give dynamic_batch=False"
+        f"{name} fixes {fixed[1]} at {fixed[2]}, so that it cannot be of any size: find what depends on its value (a "
+        "reshape to a number, a buffer of that size, the length that torch unrolls a recurrent layer to), or leave it "
+        "out of dynamic_batch"
     )

@@ -201,6 +201,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r'sizes differ \(x has 3, y has 5\); name the axes, dynamic_batch=\{"x": \{0: "batch"\}\}',
     ),
     "fixed": ({"module": Fixed()}, TorchExportError, r"^Fixed fixes the batch at 3, .* or give dynamic_batch=False$"),
+    "a length": (
+        {"module": nn.Sequential(nn.GRU(4, 2)), "args": torch.randn(5, 3, 4), "dynamic_batch": {"input": {0: "t"}}},
+        TorchExportError,
+        r"^Sequential fixes t at 5, so that it cannot be of any size: .* or leave it out of dynamic_batch$",
+    ),
     "deciding": ({"module": Deciding()}, TorchExportError, r"^torch cannot export Deciding: .*data-dependent"),
     "operator": (
         {"module": Unknown()},
