@@ -21,7 +21,7 @@ from gradcut.dialect import declare, new_mark
 from gradcut.dims import is_float
 from gradcut.errors import SpecError
 from gradcut.ops import Builder, Names
-from gradcut.parameters import KIND, decide
+from gradcut.parameters import KEEPS_MODE, KIND, decide
 from gradcut.passes import Import
 from gradcut.passes.base import FROZEN, write_json
 from gradcut.passes.importing.convert import TARGET, convert_to
@@ -193,9 +193,14 @@ class _Prefixed(Names):
 
 
 def imported(model: Source) -> ir.Model:
-    """A model of one's own, as passes expect it."""
+    """A model of one's own, as passes expect it.
+
+    No norm holds to the mode that its exporter said it keeps: a recipe says how norms run, in all of its branches.
+    """
     work = own(model)
     Import()(work)
+    for node in work.graph.all_nodes():
+        node.metadata_props.pop(KEEPS_MODE, None)
     return work
 
 

@@ -90,7 +90,7 @@ def build(
         encoder: a path, a proto or an IR model, as exported; it is not changed.
         output: the value that is the embedding, [N, d] or maps [N, C, H, W]; by default the only float output.
         train, freeze: patterns over parameters, those of the heads included; by default everything trains, and every
-            BatchNormalization that trains runs on batch statistics.
+            BatchNormalization that trains runs on batch statistics, whatever mode the encoder was exported in.
         optimizer: the recipe's by default.
         seed: what the heads are drawn from, and Dropout.
 
