@@ -8,6 +8,7 @@ the next of each.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,7 +90,7 @@ class EMA(State):
     def __post_init__(self) -> None:
         if not isinstance(self.name, Mapping) or not self.name:
             raise SpecError(f"EMA: what is averaged is said as {{'target.*': 'encoder.*'}}, not {self.name!r}")
-        if isinstance(self.decay, bool) or not 0 <= self.decay <= 1:
+        if isinstance(self.decay, bool) or not isinstance(self.decay, numbers.Real) or not 0 <= self.decay <= 1:
             raise SpecError(f"EMA: decay must be from 0 to 1, such as 0.99, and is {self.decay!r}")
         if self.until is not None and not (isinstance(self.until, int) and self.until > 0):
             raise SpecError(f"EMA: until is a number of updates of at least 1, not {self.until!r}")
@@ -103,6 +104,7 @@ class EMA(State):
         pairs: dict[str, str] = {}
         for pattern, of in self.name.items():
             pairs |= _pairs(pattern, of, parameters if "*" in str(pattern) else floats)
+        _check_pairs(pairs, floats)
         return EMA(pairs, initial=self.initial, decay=self.decay, until=self.until)
 
     def graph(self, known: Mapping[str, ir.Value], opset: int) -> ir.Model:
@@ -147,6 +149,15 @@ def _pairs(pattern: str, of: str, known: Mapping[str, ir.Value]) -> dict[str, st
     return pairs
 
 
+def _check_pairs(pairs: Mapping[str, str], known: Mapping[str, ir.Value]) -> None:
+    for target, of in pairs.items():
+        t, p = known[target].shape, known[of].shape
+        if target == of:
+            raise SpecError(f"EMA: {target!r} cannot be the average of itself")
+        if t is not None and p is not None and t != p:
+            raise SpecError(f"EMA: {target!r} is {t}, and cannot be the average of {of!r}, which is {p}")
+
+
 def _hint(name: str, known: Mapping[str, ir.Value]) -> str:
     near = ", ".join(nearest(name, known))
     return f". Nearest: {near}" if near else ""
@@ -162,6 +173,9 @@ def as_states(given: Any) -> tuple[State, ...]:
     for one in several:
         if not isinstance(one, State):
             raise SpecError(f"state is gradcut.State(...) or gradcut.EMA(...), or a list of them, not {one!r}")
+        named = isinstance(one.name, (str, Sequence, Mapping)) and one.names
+        if not named or not all(isinstance(name, str) for name in one.names):
+            raise SpecError(f"a state's name is that of a tensor of the model, or several in a list, not {one.name!r}")
     return several
 
 

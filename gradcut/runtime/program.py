@@ -20,6 +20,7 @@ from gradcut.runtime.ema import slots as ema_slots
 from gradcut.runtime.feeds import FeedCheck
 from gradcut.runtime.finite import require_finite_loss
 from gradcut.runtime.updater import Updater
+from gradcut.text import join_names
 
 Array = np.ndarray[Any, Any]
 
@@ -118,6 +119,8 @@ class Program:
         before = {name: self._slots[name].numpy() for name in self.manifest["state"]} if len(batches) > 1 else {}
         try:
             result = self._run_batches(batches, rate)
+            if self._may_fail:
+                self._next_declared()  # an update of declared state that does not run is said before anything moves
             norm = self.updater.step(rate, self.steps, self.memory.clocks)
         except BaseException:
             for name, array in before.items():
@@ -131,17 +134,37 @@ class Program:
             self.memory.clocks[clock] = self.memory.clocks.get(clock, 0) + 1
         return StepResult(result.loss, result.outputs, self.steps, norm)
 
-    def _move_declared(self) -> None:
-        """Declared state, from the updated parameters and what the training graph has left for it."""
-        declared = self.manifest["declared"]
-        if not declared:
-            return
+    def _next_declared(self) -> None:
+        """The next of declared state into the spares, from the tensors of now and what the training graph has left."""
         values = {name: slot.current for name, slot in self._slots.items()} | self._left
         values[self.manifest["names"]["step"]] = scalar(self.steps, np.int64)
-        self.state.run(values, {after: self._slots[name].spare for name, after in declared.items()})
-        for name in declared:
+        declared = self.manifest["declared"]
+        try:
+            self.state.run(values, {after: self._slots[name].spare for name, after in declared.items()})
+        except FeedError as error:
+            raise FeedError(
+                f"the update of declared state ({join_names(declared, 4)}) does not run: {error}"
+            ) from error
+
+    def _move_declared(self) -> None:
+        """Declared state goes on; what reads tensors that the step has moved is computed of them."""
+        if self.manifest["declared"] and not self._moved.isdisjoint(self.state.inputs):
+            self._next_declared()
+        for name in self.manifest["declared"]:
             self._slots[name].swap()
         self._left = {}
+
+    @cached_property
+    def _moved(self) -> set[str]:
+        """What the step moves before it comes to declared state."""
+        return {one["name"] for one in self.manifest["trainable"]} | {*self.manifest["state"]}
+
+    @property
+    def _may_fail(self) -> bool:
+        """Whether an update of declared state may fail on one batch and not on another; averages alone do not."""
+        return bool(self.manifest["declared"]) and (
+            bool(self._read_by_state) or self._moved.isdisjoint(self.state.inputs)
+        )
 
     def _run_batches(self, batches: Sequence[Mapping[str, Any]], rate: float) -> StepResult:
         """Loss, outputs and gradients of the micro-batches together; the last one's statistics are in the spares."""

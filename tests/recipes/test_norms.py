@@ -25,9 +25,7 @@ def exported(folder: Path) -> tuple[nn.Module, Path]:
 
 
 @pytest.mark.parametrize("train", [None, ["*"], ["1.*", "projector.*"]])
-def test_a_norm_that_trains_runs_on_the_batch_however_it_was_exported(
-    train: list[str] | None, tmp_path: Path
-) -> None:
+def test_a_norm_that_trains_runs_on_the_batch_however_it_was_exported(train: list[str] | None, tmp_path: Path) -> None:
     encoder, path = exported(tmp_path)
     program = recipes.byol(path, projector=8, dim=6, predictor=4, train=train, optimizer="sgd:lr=0")
     session = program.session()
