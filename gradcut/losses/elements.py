@@ -102,7 +102,7 @@ class BCEWithLogits(Loss):
 
     def build(self, b: Builder, output: ir.Value, labels: ir.Value) -> ir.Value:
         positive = labels * self._factor(b, "pos_weight", output) if self.pos_weight else labels
-        losses = b.Add((1.0 - labels) * _softplus(b, output), positive * _softplus(b, -output))
+        losses = b.Add((1.0 - labels) * softplus(b, output), positive * softplus(b, -output))
         return self.reduced(b, losses * self._factor(b, "weight", output) if self.weight else losses)
 
     def _factor(self, b: Builder, option: str, output: ir.Value) -> ir.Value:
@@ -112,7 +112,7 @@ class BCEWithLogits(Loss):
         return along(self, b, option, output, axis_of(self, output, self.axis))
 
 
-def _softplus(b: Builder, x: ir.Value) -> ir.Value:
+def softplus(b: Builder, x: ir.Value) -> ir.Value:
     """log(1 + exp x). The runtime has no Softplus of doubles: max(x, 0) + log(1 + exp(-|x|)), slopes 1/2 and 0 at 0."""
     if x.dtype != ir.DataType.DOUBLE:
         return b.Softplus(x)

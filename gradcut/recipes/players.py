@@ -14,6 +14,8 @@ from gradcut.artifacts import TrainingArtifacts
 from gradcut.compiler import compile
 from gradcut.dims import same_dim
 from gradcut.errors import SpecError
+from gradcut.losses.elements import softplus
+from gradcut.ops import Builder
 from gradcut.optimizers import Adam, Optimizer
 from gradcut.recipes.assembly import Assembly, Module, on_batch_statistics
 from gradcut.recipes.base import Numbered
@@ -127,9 +129,9 @@ def _parameters(player: Module) -> list[str]:
     return list(player.parameters)
 
 
-def _mean_softplus(b: Any, x: ir.Value) -> ir.Value:
+def _mean_softplus(b: Builder, x: ir.Value) -> ir.Value:
     """-log sigmoid(-x), averaged."""
-    return b.op("ReduceMean", b.Softplus(x), keepdims=0, dtype=x.dtype, shape=ir.Shape([]))  # type: ignore[no-any-return]
+    return b.op("ReduceMean", softplus(b, x), keepdims=0, dtype=x.dtype, shape=ir.Shape([]))
 
 
 class PlayersSession:
