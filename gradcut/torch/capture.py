@@ -23,6 +23,8 @@ from gradcut.torch.arguments import Request
 
 #: How torch suggests bounds for a size: ``batch = Dim('batch', max=25)``.
 _SUGGESTED = re.compile(r"(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)")
+#: ``You marked batch as dynamic but your code specialized it to be a constant (5)``.
+_FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _BOUND = re.compile(r"(min|max)=(\d+)")
 
 
@@ -172,7 +174,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _reason(request: Request, error: Exception) -> str:
     name = type(request.module).__name__
-    fixed = re.search(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", str(error))
+    fixed = _FIXED.search(str(error))
     if fixed is None:
         return f"torch cannot export {name}: {first_line(error)}"
     if not isinstance(request.dynamic_batch, Mapping):

@@ -69,7 +69,7 @@ def _check_projection(node: Node) -> None:
     _, _, weights, has_biases, layers, _, _, bidirectional, *_ = node.args
     if len(weights) != layers * (2 if bidirectional else 1) * (4 if has_biases else 2):
         raise TorchExportError(
-            f"{where(node)} has proj_size, and ONNX's LSTM no projection: leave it out, or write the cell with nn.Linear"
+            f"{where(node)} has proj_size, and ONNX's LSTM no projection: leave it out, or write the cell out"
         )
 
 
