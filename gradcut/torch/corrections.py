@@ -49,8 +49,9 @@ def corrections() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _divide(module: GraphModule, node: Node, rank: int) -> None:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    target: Any = node.target
+    names = [argument.name for argument in target._schema.arguments]
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     divisor = given.pop("divisor_override", None)
     if divisor is None:
         return
@@ -66,7 +67,8 @@ def _divide(module: GraphModule, node: Node, rank: int) -> None:
 
 
 def _check_projection(node: Node) -> None:
-    _, _, weights, has_biases, layers, _, _, bidirectional, *_ = node.args
+    args: Any = node.args
+    _, _, weights, has_biases, layers, _, _, bidirectional, *_ = args
     if len(weights) != layers * (2 if bidirectional else 1) * (4 if has_biases else 2):
         raise TorchExportError(
             f"{where(node)} has proj_size, and ONNX's LSTM no projection: leave it out, or write the cell out"
