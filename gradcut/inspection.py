@@ -48,7 +48,7 @@ class Inspection:
             yield "marks", join_names(f"{_read(node)} ({mark_reason(node)})" for node in marks)
         relatives = [node for node in graph.all_nodes() if is_relative(node)]
         if relatives:
-            yield "gradients changed", join_names(f"{_read(node)} ({node.op_type})" for node in relatives)
+            yield "gradients", "changed at " + join_names(f"{_read(node)} ({node.op_type})" for node in relatives)
 
     def tables(self) -> Iterator[tuple[str, Table]]:
         for kind in ("parameter", "state", "constant"):

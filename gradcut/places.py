@@ -7,12 +7,13 @@ count whose value comes from outside it (an initializer by its exact name only):
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import onnx_ir as ir
 
+from gradcut.dialect.relatives import carriers, is_relative, is_transparent
 from gradcut.errors import PatternError, SpecError
 from gradcut.spec import match, scopes
 from gradcut.text import join_names, nearest
@@ -40,7 +41,8 @@ def match_values(patterns: Sequence[str], graph: ir.Graph) -> list[Uses]:
     index = _Index(graph)
     for pattern in patterns:
         for place in index.places(pattern):
-            found.setdefault((place.value, place.uses), place)
+            for one in _flowing(place):
+                found.setdefault((one.value, one.uses), one)
     return list(found.values())
 
 
@@ -66,6 +68,28 @@ def values_of(graph: ir.Graph) -> dict[str, list[ir.Value]]:
             if value.name:
                 found[value.name].append(value)
     return dict(found)
+
+
+def read_as(value: ir.Value) -> ir.Value:
+    """What stands for a value everywhere, where something was put behind it."""
+    uses = list(value.uses())
+    while len(uses) == 1 and is_transparent(uses[0][0]) and uses[0][1] < len(uses[0][0].outputs):
+        value = uses[0][0].outputs[uses[0][1]]
+        uses = list(value.uses())
+    return value
+
+
+def _flowing(place: Uses) -> Iterator[Uses]:
+    """A value goes on behind its straight-through estimator or custom gradient: before them it has no cotangent."""
+    replaced = [use for use in place.value.uses() if _replaces(*use)] if place.whole else []
+    if len(replaced) < len(place.value.uses()) or place.value.is_graph_output() or not replaced:
+        yield place
+    for node, index in replaced:
+        yield from _flowing(Uses(node.outputs[index], (), True))
+
+
+def _replaces(node: ir.Node, index: int) -> bool:
+    return is_relative(node) and index < len(node.outputs) and index not in carriers(node)
 
 
 class _Index:

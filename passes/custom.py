@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
-from gradcut.dialect import DOMAIN, declare, is_transparent
+from gradcut.dialect import DOMAIN, declare
 from gradcut.dialect.custom import BACKWARD, PREFIX, forward_function, new_custom
 from gradcut.dims import is_float
 from gradcut.errors import SpecError
@@ -28,6 +28,7 @@ from gradcut.passes.propagate import checked_names, main_values
 from gradcut.passes.settings import nodes_behind
 from gradcut.passes.stop_gradient import FUNCTIONS_SINCE
 from gradcut.passes.typed import typed_values
+from gradcut.places import read_as
 from gradcut.subgraphs import Copy, captured, every_node, inner_graphs
 from gradcut.text import join_names
 
@@ -85,21 +86,12 @@ def region_of(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
         SpecError: inputs and outputs do not separate it from the rest.
     """
     known = main_values(model.graph)
-    ins, outs = [_read_as(known[name]) for name in inputs], [known[name] for name in outputs]
+    ins, outs = [read_as(known[name]) for name in inputs], [known[name] for name in outputs]
     nodes, reached = _behind(outs, ins)
     _check_inputs(model.graph, ins, outs, reached)
     inside = frozenset(every_node(nodes))
     _check_escapes(ins, outs, inside)
     return Region(dict(zip(inputs, ins, strict=True)), dict(zip(outputs, outs, strict=True)), inside)
-
-
-def _read_as(value: ir.Value) -> ir.Value:
-    """What stands for a value everywhere, where something was put behind it."""
-    uses = list(value.uses())
-    while len(uses) == 1 and is_transparent(uses[0][0]) and uses[0][1] < len(uses[0][0].outputs):
-        value = uses[0][0].outputs[uses[0][1]]
-        uses = list(value.uses())
-    return value
 
 
 def _behind(outputs: Sequence[ir.Value], stop: Collection[ir.Value]) -> tuple[list[ir.Node], set[ir.Value]]:

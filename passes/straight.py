@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
+from gradcut.dialect.relatives import is_relative
 from gradcut.dims import FLOATS, is_float
 from gradcut.errors import SpecError
 from gradcut.parameters import constant_tensor
 from gradcut.passes.settings import nodes_behind
 from gradcut.passes.typed import typed_values
-from gradcut.places import Uses, values_of
+from gradcut.places import Uses, read_as, values_of
 from gradcut.subgraphs import captured, inner_graphs
 from gradcut.text import join_names, nearest
 
@@ -39,7 +40,7 @@ def straight_sources(model: ir.Model, places: Sequence[Uses], name: str | None) 
 
 
 def _only_operand(output: ir.Value) -> ir.Value:
-    node = output.producer()
+    node = _computed(output).producer()
     if node is None:
         raise SpecError(f"straight_through: no node gives {output.name!r}, so there is nothing before it")
     floats = list(dict.fromkeys(value for value in node.inputs if value is not None and is_float(value)))
@@ -53,6 +54,16 @@ def _only_operand(output: ir.Value) -> ir.Value:
     return floats[0]
 
 
+def _computed(value: ir.Value) -> ir.Value:
+    """What an operator gives, before the relatives that stand behind it."""
+    node = value.producer()
+    while node is not None and is_relative(node):
+        before = node.inputs[node.outputs.index(value)]
+        assert before is not None
+        value, node = before, before.producer()
+    return value
+
+
 def _named(model: ir.Model, output: ir.Value, name: str) -> ir.Value:
     known = values_of(model.graph)
     if name not in known:
@@ -62,7 +73,8 @@ def _named(model: ir.Model, output: ir.Value, name: str) -> ir.Value:
     source = next((value for value in known[name] if value in behind), None)
     if source is None:
         raise SpecError(f"straight_through: {output.name!r} is not computed from {name!r}")
-    return source
+    standing = read_as(source)
+    return standing if standing in behind else source
 
 
 def _read_by(nodes: Iterable[ir.Node]) -> set[ir.Value]:

@@ -290,3 +290,17 @@ def test_files_that_are_wrong() -> None:
         gradcut.vjp(model, ["x"], ["y"])
     with pytest.raises(PatternError):
         gradcut.stop_gradient(model, "nix")
+
+
+def test_what_is_said_of_an_output_afterwards_holds() -> None:
+    """The cotangent that arrives at the region's output is changed before the user's graph sees it."""
+    feeds = given("f8")
+    gradient = parse(STABLE.format(d="double"))
+    for model, factor in (
+        (gradcut.gradient_scale(gradcut.custom_gradient(soft("double"), "h", "l", gradient), "l", 3.0), 3.0),
+        (gradcut.stop_gradient(gradcut.custom_gradient(soft("double"), "h", "l", gradient), "l"), 0.0),
+    ):
+        _, found = session(gradcut.vjp(model, ["x"], ["y"])).run(None, feeds)
+        plain = gradcut.custom_gradient(soft("double"), "h", "l", gradient)
+        expected = session(gradcut.vjp(plain, ["x"], ["y"])).run(None, feeds)[1]
+        np.testing.assert_allclose(found, factor * expected, rtol=1e-12)

@@ -148,3 +148,35 @@ def test_bad_input_changes_nothing(output: str, source: str | None, error: type[
     with pytest.raises(error, match=message):
         gradcut.straight_through(model, output, source)
     assert ir.to_proto(model) == ir.to_proto(ir.from_proto(parse(text)))
+
+
+def test_what_is_said_of_the_rounded_value_holds_behind_it_too() -> None:
+    """In whichever order: the gradient that arrives at q is changed before it is handed to s."""
+    given, step = feeds("double"), parse(STEP.format(dtype="double"))
+    x, w, c = (given[name] for name in ("x", "w", "y_grad"))
+    through = lambda model: gradcut.straight_through(model, "q", "s")
+    kept = np.arange(7) % 2 == 0
+    rows = step.graph.input[0].type.tensor_type.shape.dim[0]
+    changes = {
+        "scale": (lambda model, at: gradcut.gradient_scale(model, at, 0.5), 0.5),
+        "clip": (lambda model, at: gradcut.gradient_clip(model, at, value=0.1), None),
+        "condition": (lambda model, at: gradcut.conditional_stop(model, at, "closed"), 0.0),
+        "stop": (gradcut.stop_gradient, 0.0),
+        "mask": (lambda model, at: gradcut.gradient_mask(model, at, kept), kept),
+    }
+    assert rows.dim_param == "n"
+    rows.dim_value = 7
+    for value in step.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 7
+    for name, (change, factor) in changes.items():
+        arriving = np.clip(c * w, -0.1, 0.1) if factor is None else c * w * factor
+        for model in (change(through(step), "q"), through(change(step, "q")), through(change(step, "s"))):
+            closed = {"closed": np.array(True)} if name == "condition" else {}
+            _, dx = session(gradcut.vjp(model, ["x"], ["y"])).run(None, {**given, **closed})
+            np.testing.assert_allclose(dx, arriving * np.cos(x), rtol=1e-13, atol=1e-15, err_msg=name)
+
+
+def test_stop_at_a_rounded_value_stops() -> None:
+    model = gradcut.straight_through(parse(STEP.format(dtype="double")), "q", "s")
+    _, dx = session(gradcut.vjp(model, ["x"], ["y"], stop_at=["q"])).run(None, feeds("double"))
+    assert not dx.any()
