@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
@@ -19,6 +22,9 @@ from typer.testing import CliRunner
 import gradcut
 from gradcut.cli.app import app
 from gradcut.errors import GradcutError, SpecError
+from gradcut.runtime.plan import Plan
+from gradcut.runtime.signals import Interrupt
+from gradcut.runtime.train import Trainer
 from models.zoo import MODELS
 
 PHASES = ["epochs=1,train=head.*", "epochs=2,train=mid.*,head.*,lr=0.01", "epochs=1,train=mid.*"]
@@ -162,6 +168,30 @@ def test_the_commands_go_through_the_phases(tmp_path: Path) -> None:
     assert any(after[name].tobytes() != before[name].tobytes() for name in after if name.startswith("encoder"))
     again = CliRunner().invoke(app, [*train, "--epochs", "5", "--resume"])
     assert again.exit_code == 2 and "the phases last 3 epochs together" in again.output
+
+
+def test_one_phase_is_not_trained_by_itself(tmp_path: Path) -> None:
+    """Its checkpoint would lie where nothing reads it."""
+    folder = digits(tmp_path, "epochs=1,train=head.*", "epochs=2,train=head.*")
+    result = CliRunner().invoke(app, ["train", str(folder / "phase1"), "--data", str(MODELS / "digits.npz")])
+    assert result.exit_code == 2 and "phase1 is one step of" in result.output
+    assert not (folder / "phase1" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.01}, {"schedule": "cosine:warmup=3"}])
+def test_rates_of_a_resumed_run_keep_their_proportion(options: dict[str, Any], tmp_path: Path) -> None:
+    """A run that stops in the second phase and goes on ends as one that does not."""
+    whole = digits(tmp_path, "epochs=1,train=head.*", "epochs=2,train=encoder.*,head.*,lr=1e-4")
+    parts = Path(shutil.copytree(whole, tmp_path / "parts"))
+    plan = Plan(data=MODELS / "digits.npz", batch_size=64, **options)
+    Trainer(whole, plan).run(MagicMock())
+    begun = Trainer(parts, plan)
+    while begun.position.epoch < 2:
+        begun._epoch(MagicMock(), Interrupt())
+    Trainer(parts, replace(plan, resume=True)).run(MagicMock())
+    assert Trainer(parts, replace(plan, resume=True)).position.epoch == 3
+    ends = [gradcut.TrainingSession(folder).parameters() for folder in (whole, parts)]
+    assert all(array.tobytes() == ends[1][name].tobytes() for name, array in ends[0].items())
 
 
 @pytest.mark.parametrize(
