@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradcut.api import vjp
-from gradcut.errors import LossError, SpecError
+from gradcut.errors import FeedError, LossError, SpecError
 from gradcut.losses import parse_loss
 from gradcut.passes import AttachLoss
 from gradcut.passes.base import LOSS, read_json
@@ -118,8 +118,17 @@ class AdversarialSession(RecipeSession):
         return np.array(self._attack.run(given, {})[self._slope].numpy())
 
     def attack(self, x: Array, labels: Array) -> Array:
-        """Examples near `x`, of its shape and dtype, that the model of now is worse at."""
+        """Examples near `x`, of its shape and dtype, that the model of now is worse at.
+
+        Raises:
+            FeedError: `x` reaches beyond the bounds of the data, and would be clipped to them.
+        """
         recipe = self.recipe
+        if x.size and (x.min() < recipe.low or x.max() > recipe.high):
+            raise FeedError(
+                f"the batch reaches from {x.min():g} to {x.max():g}, and adversarial has its data from "
+                f"{recipe.low:g} to {recipe.high:g}: say low= and high="
+            )
         found = x + self._rng.uniform(-recipe.eps, recipe.eps, x.shape) if recipe.start else x
         for _ in range(recipe.attacks):
             found = found.astype(x.dtype) + recipe.stride * np.sign(self.slope(found.astype(x.dtype), labels))

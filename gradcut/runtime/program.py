@@ -47,7 +47,7 @@ class Memory:
     """What the programs of a session share: the state by name, and how graphs are run.
 
     Attributes:
-        clocks: counts of updates that parameters of several steps go by.
+        clocks: counts of updates that parameters of several steps go by, and declared state.
     """
 
     slots: dict[str, Slot]
@@ -137,8 +137,9 @@ class Program:
     def _next_declared(self) -> None:
         """The next of declared state into the spares, from the tensors of now and what the training graph has left."""
         values = {name: slot.current for name, slot in self._slots.items()} | self._left
-        values[self.manifest["names"]["step"]] = scalar(self.steps, np.int64)
         declared = self.manifest["declared"]
+        done = max(self.steps, *(self.memory.clocks.get(name, 0) for name in declared))
+        values[self.manifest["names"]["step"]] = scalar(done, np.int64)
         try:
             self.state.run(values, {after: self._slots[name].spare for name, after in declared.items()})
         except FeedError as error:
@@ -152,6 +153,7 @@ class Program:
             self._next_declared()
         for name in self.manifest["declared"]:
             self._slots[name].swap()
+            self.memory.clocks[name] = self.memory.clocks.get(name, 0) + 1
         self._left = {}
 
     @cached_property

@@ -90,6 +90,15 @@ def test_training_makes_the_attack_weaker() -> None:
     assert np.mean(first[-5:]) < 0.7 * np.mean(first[:5])
 
 
+def test_data_beyond_the_bounds_are_not_clipped_without_a_word() -> None:
+    ours = session()
+    x, labels = batch()
+    before = ours.tensors()
+    with pytest.raises(FeedError, match=r"reaches from .* to 3.*from 0 to 1: say low= and high="):
+        ours.step(np.where(x == x.max(), np.float32(3), x), labels=labels)
+    assert all(array.tobytes() == before[name].tobytes() for name, array in ours.tensors().items())
+
+
 def test_bad_input() -> None:
     x, labels = batch(8)
     with pytest.raises(FeedError, match="no feed for labels"):
