@@ -37,8 +37,9 @@ class State:
         name: of one tensor, or of several that move together: initializers or inputs of the model.
         update: a graph (a path, a proto or a model). Its inputs are matched by name: to states, as they are before;
             to parameters, as they are after the optimizer; to any other value of the model, as the step computed it;
-            and ``step``, an INT64 scalar: the updates before this one, of all steps and phases that move it. It gives ``<name>_next`` for each name, of
-            the same type and shape; the output of a graph for one name may have any name.
+            and ``step``, an INT64 scalar: the updates before this one, of all steps and phases that move it. It gives
+            ``<name>_next`` for each name, of the same type and shape; the output of a graph for one name may have any
+            name.
         initial: what it starts as, for several names an array by each; None: what the model holds.
     """
 

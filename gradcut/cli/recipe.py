@@ -106,7 +106,7 @@ def command(
         rehearse(program, images, plan)
     program.artifacts.save(folder, force=force)
     rows(_summary(program))
-    for text in program.artifacts.manifest["warnings"]:
+    for text in filter(None, (recipe.note, *program.artifacts.manifest["warnings"])):
         warn(text)
     if images is not None:
         with exclusive(folder):

@@ -43,6 +43,10 @@ class Adversarial(Recipe):
 
     name: ClassVar[str] = "adversarial"
     category: ClassVar[str] = "supervised"
+    note: ClassVar[str] = (
+        "examples are made by the session that gradcut.recipes.adversarial(...) gives in Python: gradcut train would "
+        "train on the batch as it is"
+    )
     optimizer: ClassVar[str] = "sgd:lr=0.01,momentum=0.9,weight_decay=5e-4"
 
     eps: float = 0.1

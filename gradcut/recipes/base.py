@@ -43,11 +43,12 @@ class Numbered:
     """A way to train, with its numbers; its text is ``simsiam:projector=128,dim=128``.
 
     Class attributes:
-        category: one of `CATEGORIES`.
+        category: one of `CATEGORIES`. note: what a command should say of it.
     """
 
     name: ClassVar[str]
     category: ClassVar[str]
+    note: ClassVar[str] = ""
     has_memory_bank: ClassVar[bool] = False
     has_momentum_encoder: ClassVar[bool] = False
 
