@@ -151,6 +151,7 @@ def _kept_modes(c: Compilation) -> Iterator[str]:
         for node in c.forward.graph.all_nodes()
         if KEEPS_MODE in node.metadata_props and c.modes.get(node.name or "") == "eval"
         if trained & {value.name for value in node.inputs[1:3] if value is not None}
+        if all(value is not None and value.producer() is None for value in node.inputs[3:5])  # else of this batch
     ]
     if found and c.request.batch_norm == "auto":
         yield (

@@ -156,7 +156,8 @@ def check_transparent(node: ir.Node) -> None:
     count = TRANSPARENT[node.op_type]
     if len(node.inputs) != count or None in node.inputs or len(node.outputs) != 1:
         takes = "one value" if count == 1 else f"{count} values"
-        raise UnsupportedModelError(f"node {node.name!r}: {DOMAIN}.{node.op_type} takes {takes} and gives one")
+        named = f"node {node.name!r}" if node.name else f"the node that gives {node.outputs[0].name!r}"
+        raise UnsupportedModelError(f"{named}: {DOMAIN}.{node.op_type} takes {takes} and gives one")
 
 
 def _check_custom(node: ir.Node) -> None:

@@ -228,3 +228,10 @@ def test_a_whole_channel_is_dropped(tmp_path: Path) -> None:
     ratio = run(path, {"x": x})[0] / module.layers[0](x).detach().numpy()
     assert set(np.unique(ratio.round(2))) == {0.0, 2.0} and ratio.reshape(16, 8, -1).std(-1).max() < 1e-3
     assert gradcut.compile(path, loss="mse").manifest["names"]["seed"] is not None
+
+
+def test_a_norm_without_statistics_of_its_own_is_not_warned_of(tmp_path: Path) -> None:
+    path = export(scored(nn.BatchNorm1d(4, track_running_stats=False)), X, tmp_path / "m.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradcutWarning)
+        gradcut.compile(path)
