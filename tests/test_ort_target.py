@@ -137,6 +137,7 @@ def test_artifacts_on_disk_and_back(tmp_path: Path) -> None:
         "step_next": None,
         "seed": None,
         "gradient_norm": None,
+        "clocks": {},
     }
     ports = again.manifest["graphs"]["training_model"]["inputs"]
     assert [port["role"] for port in ports] == ["user", "label", *["parameter"] * 2, *["gradient"] * 2, "reset"]
