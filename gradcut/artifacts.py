@@ -12,8 +12,8 @@ DIR/best.safetensors        the checkpoint of the best evaluation, by gradcut tr
 DIR/manifest.json           the roles of every input and output, what was cut and why, hashes
 
 Of several steps over one set of parameters, each has a folder of its own, DIR/STEP/, with its four graphs; the model,
-the checkpoint, the weights and the manifest are there once, at the top. A step's folder links to the weights, since
-runtimes read no weights from outside of a model's folder.
+the checkpoint and the manifest are there once, at the top. Large weights that a step's graphs hold, as nothing moves
+them, lie in its folder: runtimes read none from outside of a model's folder, nor by a link.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import contextlib
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,26 +112,22 @@ class TrainingArtifacts:
         target = Path(path)
         check_target(target, force)
         with atomic_directory(target, OURS | {*self.steps} | _steps_in(target)) as staging:
-            graphs = self._files()
-            shared = _write_weights(graphs, staging)
-            for name, graph in graphs.items():
-                place = staging / f"{name}.onnx"
-                place.parent.mkdir(exist_ok=True)
-                ir.save(_with_external(graph, shared, place.parent), place)
-            for name in self.steps if shared else ():
-                _link(staging / WEIGHTS, staging / name / WEIGHTS)
+            self._write(staging)
+            for name, step in self.steps.items():
+                (staging / name).mkdir()
+                step._write(staging / name, GRAPHS)
             checkpoint.save(staging / CHECKPOINT, self.tensors, self.start)
             every = (file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
             files = sorted(name for name in every if name != CHECKPOINT)
             manifest = {**self.manifest, "files": {name: sha256(staging / name) for name in files}}
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def _files(self) -> dict[str, ir.Model]:
-        """The graphs by the place that each has in a directory."""
-        graphs = {name: self.models[name] for name in ("model", *GRAPHS) if name in self.models}
-        for step, one in self.steps.items():
-            graphs |= {f"{step}/{name}": graph for name, graph in one.graphs().items()}
-        return graphs
+    def _write(self, folder: Path, names: Sequence[str] = ("model", *GRAPHS)) -> None:
+        """The graphs of these names, and the weights that they share beside them."""
+        graphs = {name: self.models[name] for name in names if name in self.models}
+        shared = _write_weights(graphs, folder)
+        for name, graph in graphs.items():
+            ir.save(_with_external(graph, shared, folder), folder / f"{name}.onnx")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainingArtifacts:
@@ -243,14 +238,6 @@ def _steps_in(folder: Path) -> frozenset[str]:
         return frozenset(read_manifest(folder).get("steps", {}))
     except ArtifactsError:
         return frozenset()
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file in a second place; a copy where the file system knows no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

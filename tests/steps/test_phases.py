@@ -166,6 +166,10 @@ def test_the_commands_go_through_the_phases(tmp_path: Path) -> None:
     assert session.phase == "phase2" and session.program().steps == 2 * session.programs["phase1"].steps
     after = session.parameters()
     assert any(after[name].tobytes() != before[name].tobytes() for name in after if name.startswith("encoder"))
+    exported = CliRunner().invoke(app, ["export", str(folder), "-o", str(tmp_path / "tuned.onnx")])
+    assert exported.exit_code == 0, exported.output
+    tuned = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "tuned.onnx").graph.initializer}
+    assert all(tuned[name].tobytes() == after[name].tobytes() for name in after)
     again = CliRunner().invoke(app, [*train, "--epochs", "5", "--resume"])
     assert again.exit_code == 2 and "the phases last 3 epochs together" in again.output
 
