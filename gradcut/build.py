@@ -19,6 +19,7 @@ from gradcut.errors import GradcutError, PatternError, SpecError
 from gradcut.graphs import SlotNames
 from gradcut.losses import Objective, as_text
 from gradcut.manifest import manifest, manifest_of_steps
+from gradcut.marked import mark_given
 from gradcut.ops import Names
 from gradcut.optimizers import UpdateRequest
 from gradcut.passes import AttachLoss, Capture, Import, Narrow, Pass, Pipeline
@@ -150,7 +151,10 @@ def _joined(given: ir.Model, steps: Mapping[str, TrainingArtifacts]) -> Training
     first = next(iter(steps.values()))
     start = {"step": 0, "seed": first.start["seed"], "extra": {}}
     shared = {name: replace(one, tensors=tensors, start=start) for name, one in steps.items()}
-    return TrainingArtifacts({"model": given}, tensors, manifest_of_steps(steps), start, steps=shared)
+    trained = {name for one in steps.values() for name in one.trainable}
+    frozen = set.intersection(*(set(one.manifest["frozen"]) for one in steps.values()))
+    model = mark_given(given, (), trained, sorted(frozen))  # marks of one step are not the others'
+    return TrainingArtifacts({"model": model}, tensors, manifest_of_steps(steps), start, steps=shared)
 
 
 def _require_moved(states: Iterable[State], steps: Iterable[Compilation]) -> None:

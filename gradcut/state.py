@@ -21,7 +21,7 @@ from gradcut.errors import SpecError
 from gradcut.ops import Builder, Names
 from gradcut.source import Source, own
 from gradcut.spec import match
-from gradcut.text import join_names, nearest
+from gradcut.text import hint, join_names
 
 Array = np.ndarray[Any, Any]
 NEXT = "_next"
@@ -140,13 +140,13 @@ def _pairs(pattern: str, of: str, known: Mapping[str, ir.Value]) -> dict[str, st
         raise SpecError(f"EMA: {pattern!r} has more than one *")
     targets = match(pattern, known)
     if not targets:
-        raise SpecError(f"EMA: {pattern!r} names no float tensor of the model{_hint(pattern, known)}")
+        raise SpecError(f"EMA: {pattern!r} names no float tensor of the model{hint(pattern, known)}")
     before, _, after = pattern.partition("*")
     stems = [name[len(before) : len(name) - len(after)] if "*" in pattern else "" for name in targets]
     pairs = {target: of.replace("*", stem) for target, stem in zip(targets, stems, strict=True)}
     lost = [name for name in pairs.values() if name not in known]
     if lost:
-        raise SpecError(f"EMA: the model has no float tensor {join_names(lost, 3)}{_hint(lost[0], known)}")
+        raise SpecError(f"EMA: the model has no float tensor {join_names(lost, 3)}{hint(lost[0], known)}")
     return pairs
 
 
@@ -157,11 +157,6 @@ def _check_pairs(pairs: Mapping[str, str], known: Mapping[str, ir.Value]) -> Non
             raise SpecError(f"EMA: {target!r} cannot be the average of itself")
         if t is not None and p is not None and t != p:
             raise SpecError(f"EMA: {target!r} is {t}, and cannot be the average of {of!r}, which is {p}")
-
-
-def _hint(name: str, known: Mapping[str, ir.Value]) -> str:
-    near = ", ".join(nearest(name, known))
-    return f". Nearest: {near}" if near else ""
 
 
 def as_states(given: Any) -> tuple[State, ...]:

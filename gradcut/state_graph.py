@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from gradcut.passes.loss_graph import bring_to_one_opset, splice
 from gradcut.passes.propagate import main_values
 from gradcut.rules import REGISTRY
 from gradcut.state import NEXT, STEP, State, check_twice
-from gradcut.text import join_names, nearest
+from gradcut.text import hint, join_names
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def as_move(state: State, update: ir.Model, known: Mapping[str, ir.Value], decla
     what = f"state {join_names(state.names, 3)}"
     for name in state.names:
         if name not in known:
-            raise SpecError(f"{what}: the model has no {name!r}{_hint(name, known)}")
+            raise SpecError(f"{what}: the model has no {name!r}{hint(name, known)}")
         if known[name].producer() is not None and not _is_constant(known[name]):
             raise SpecError(f"{what}: {name!r} is computed by the model; state is an initializer or an input of it")
     _fit_outputs(what, state.names, update.graph, known)
     reads = [value.name or "" for value in update.graph.inputs]
     lost = [name for name in reads if name not in known and name != STEP]
     if lost:
-        raise SpecError(f"{what}: its update reads {lost[0]!r}, which the model has not{_hint(lost[0], known)}")
+        raise SpecError(f"{what}: its update reads {lost[0]!r}, which the model has not{hint(lost[0], known)}")
     return Move(state.names, update, tuple(n for n in reads if n not in declared and (n != STEP or n in known)))
 
 
@@ -105,11 +105,6 @@ def _may_be_one_shape(a: ir.Shape | None, b: ir.Shape | None) -> bool:
 
 def _type(value: ir.Value) -> str:
     return f"{value.dtype.name if value.dtype else '?'}{'' if value.shape is None else value.shape}"
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = ", ".join(nearest(name, [*known]))
-    return f". Nearest: {near}" if near else ""
 
 
 def moves_here(

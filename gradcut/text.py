@@ -70,6 +70,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """``". Nearest: a, b"``, or nothing: what an error about a name ends with."""
+    near = ", ".join(nearest(name, known))
+    return f". Nearest: {near}" if near else ""
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """``'adamv' is no optimizer. Nearest: adamw. There are sgd, adamw.``"""
     names = list(known)

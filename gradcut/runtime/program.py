@@ -138,7 +138,7 @@ class Program:
         """The next of declared state into the spares, from the tensors of now and what the training graph has left."""
         values = {name: slot.current for name, slot in self._slots.items()} | self._left
         declared = self.manifest["declared"]
-        done = max(self.steps, *(self.memory.clocks.get(name, 0) for name in declared))
+        done = max(self.steps, *(self.memory.clocks.get(_clock(name), 0) for name in declared))
         values[self.manifest["names"]["step"]] = scalar(done, np.int64)
         try:
             self.state.run(values, {after: self._slots[name].spare for name, after in declared.items()})
@@ -153,7 +153,7 @@ class Program:
             self._next_declared()
         for name in self.manifest["declared"]:
             self._slots[name].swap()
-            self.memory.clocks[name] = self.memory.clocks.get(name, 0) + 1
+            self.memory.clocks[_clock(name)] = self.memory.clocks.get(_clock(name), 0) + 1
         self._left = {}
 
     @cached_property
@@ -259,3 +259,8 @@ class Program:
         folder, memory = self.artifacts.folder, self.memory
         source = self.artifacts.models[graph] if folder is None else Path(folder) / f"{graph}.onnx"
         return Runner(source, memory.device, memory.threads, memory.options)
+
+
+def _clock(state: str) -> str:
+    """The count of the updates of a declared state: a name of its own, since files call tensors 1, 2, ... too."""
+    return f"state {state}"

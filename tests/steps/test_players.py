@@ -340,3 +340,26 @@ def test_a_constant_that_one_step_trains_is_no_constant_of_the_others() -> None:
 def test_graphs_belong_to_a_step(compiled: gradcut.TrainingArtifacts) -> None:
     with pytest.raises(gradcut.errors.ArtifactsError, match="several steps, and training_model takes one"):
         _ = compiled.training_model
+
+
+def test_what_steps_train_inside_a_function_comes_back_out(tmp_path: Path) -> None:
+    source = """<ir_version: 10, opset_import: ["" : 21, "mine" : 1]>
+    agraph (float[n,2] x) => (float[n,2] y) { y = mine.layer(x) }
+    <domain: "mine", opset_import: ["" : 21]>
+    layer (a) => (d) {
+        c = Constant<value_floats=[1.0, 2.0]>()
+        s = Mul(a, c)
+        k = Constant<value_floats=[3.0, 4.0]>()
+        d = Add(s, k)
+    }"""
+    compiled = gradcut.compile(onnx.parser.parse_model(source), loss="mse:output=y", optimizer="sgd:lr=0.1")
+    steps = {name: gradcut.Step(loss="mse:output=y", train=[name]) for name in compiled.trainable}
+    assert len(steps) == 2
+    gradcut.compile(onnx.parser.parse_model(source), steps=steps, optimizer="sgd:lr=0.1").save(tmp_path / "a")
+    session = gradcut.TrainingSession(tmp_path / "a")
+    given = {"x": np.ones((1, 2), np.float32), "labels": np.zeros((1, 2), np.float32)}
+    for name in steps:
+        session.step(name, given)
+    session.export(tmp_path / "tuned.onnx")
+    (y,) = ort.InferenceSession(tmp_path / "tuned.onnx").run(None, {"x": given["x"]})
+    np.testing.assert_allclose(y, sum(session.parameters().values())[None], rtol=1e-6)
